@@ -1,0 +1,1 @@
+"""What crosses a process border: ids, states, records, messages, their codec, and the three doors of the SuperLink."""

@@ -1,0 +1,158 @@
+"""Fleet: the door for a SuperNode. One instance is bound to one process that hosts one or many nodes."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Protocol
+
+from flq.wire.ids import BatchId, NodeId, ObjectHash, RunId, TaskId
+from flq.wire.objects import Objects
+from flq.wire.runs import ConfigValue, LogLine, ProcessSpec, RunInfo
+from flq.wire.status import ResultStatus, Verdict
+
+LEASE_SECONDS = 15.0
+"""How long a claimed task stays a process's own without a renewal. Renewed at half-life."""
+
+HEARTBEAT_SECONDS = 1.0
+"""How often a process says that it lives."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class NodeSpec:
+    """A node that a process wants to host. The name is its identity over restarts."""
+
+    name: str
+    config: Mapping[str, ConfigValue] = field(default_factory=dict)
+    labels: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HostedNode:
+    """A node as the SuperLink knows it. `epoch` rises when another process takes the node over."""
+
+    node_id: NodeId
+    name: str
+    epoch: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TaskKey:
+    """A claimed task: who holds which one by which fence token."""
+
+    node_id: NodeId
+    run_id: RunId
+    task_id: TaskId
+    batch_id: BatchId
+    token: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Lease:
+    """A task to do. `attempt` counts from 1; `created_at` and `deadline` are seconds since the epoch."""
+
+    key: TaskKey
+    attempt: int
+    kind: str
+    group: str
+    created_at: float
+    deadline: float
+    manifest: bytes = field(repr=False)
+
+
+@dataclass(frozen=True, slots=True)
+class Claimed:
+    """What a claim brought, by node and task id, and the hosted nodes that another process has taken over."""
+
+    leases: tuple[Lease, ...]
+    superseded: frozenset[NodeId] = frozenset()
+
+
+@dataclass(frozen=True, slots=True)
+class Renewed:
+    """The tasks that are no longer ours (cancelled, expired or taken over), and the nodes that are not."""
+
+    lost: frozenset[TaskId]
+    superseded: frozenset[NodeId] = frozenset()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Reply:
+    """The end of a task: `ok` with a manifest, or `error` with a code and a text.
+
+    `objects` are those that the manifest names; `metrics` the numbers in it, by `record.name`, for the history.
+    """
+
+    key: TaskKey
+    status: ResultStatus
+    manifest: bytes = field(default=b"", repr=False)
+    objects: frozenset[ObjectHash] = frozenset()
+    metrics: Mapping[str, float | list[float]] = field(default_factory=dict)
+    error_code: int | None = None
+    error_text: str | None = None
+    started_at: datetime
+    ended_at: datetime
+
+
+@dataclass(frozen=True, slots=True)
+class Wake:
+    """Why a wait has ended. Both may be true after a lost connection: then look at everything."""
+
+    tasks: bool = False
+    runs: bool = False
+
+
+class Fleet(Objects, Protocol):
+    """What a SuperNode does with the SuperLink. Every method may be called from any thread."""
+
+    def connect(self, process: ProcessSpec, nodes: Sequence[NodeSpec]) -> list[HostedNode]:
+        """Introduce this process and take its nodes over, in the order of `nodes`.
+
+        MUST be idempotent per process instance: a node's epoch rises only when another instance takes it over.
+        From here on a push to one of the nodes MUST end a `wait`.
+        """
+
+    def heartbeat(self) -> None:
+        """Say that this process lives. Never waits behind a transfer."""
+
+    def claim(self, nodes: Collection[NodeId], *, per_node: int, total: int, token: int) -> Claimed:
+        """Lease up to `per_node` open tasks for each of `nodes`, at most `total`, oldest first within a run.
+
+        A task returned here MUST NOT be returned to anyone else until its lease ends or its node is taken over.
+        A repeated call with the same token returns the same tasks, their attempt unchanged.
+        """
+
+    def renew(self, keys: Sequence[TaskKey]) -> Renewed:
+        """Prolong the leases of `keys`."""
+
+    def release(self, keys: Sequence[TaskKey]) -> None:
+        """Give claimed tasks back: they can be claimed again at once. The started attempt counts."""
+
+    def submit(self, replies: Sequence[Reply]) -> dict[TaskId, Verdict]:
+        """Hand in results; each is applied at most once.
+
+        `duplicate` says that this very result is stored already, `fenced` that the task is no longer ours, in
+        which case nothing changed. Raises `ObjectsMissing` if manifests name objects that are not stored.
+        """
+
+    def wait(self, seconds: float) -> Wake:
+        """Return when there may be something to claim or a run may have ended, or after `seconds`.
+
+        One thread waits at a time.
+        """
+
+    def run(self, run_id: RunId) -> RunInfo:
+        """A run's bundle, config and status. Raises `RunUnknown`."""
+
+    def bundle(self, bundle: ObjectHash) -> bytes:
+        """The packed app project, hash verified. Raises `ObjectUnknown`, `ObjectCorrupt`."""
+
+    def ended(self, runs: Collection[RunId]) -> frozenset[RunId]:
+        """Those of `runs` that are finished or asked to stop."""
+
+    def append_logs(self, lines: Sequence[tuple[RunId, LogLine]]) -> None:
+        """Append output of ClientApps to their runs' logs."""
+
+    def disconnect(self) -> None:
+        """Say goodbye: the nodes are offline at once. Gives back what the door holds."""
