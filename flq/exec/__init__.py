@@ -1,0 +1,1 @@
+"""SuperExec: the Celery worker that launches ServerApps and records their life cycle."""

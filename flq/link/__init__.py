@@ -1,0 +1,1 @@
+"""SuperLink: every state change, and the only SQL."""

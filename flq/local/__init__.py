@@ -1,0 +1,1 @@
+"""The embedded federation: Postgres and Valkey from wheels, and their supervision."""

@@ -1,0 +1,1 @@
+"""The schema: declarative tables and the views for people. No queries."""

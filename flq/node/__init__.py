@@ -1,0 +1,1 @@
+"""SuperNode: claims tasks, runs ClientApps in worker processes, returns results."""
