@@ -1,1 +1,34 @@
-"""The schema: declarative tables and the views for people. No queries."""
+"""The schema: declarative tables in `flq_state` and the views for people in `flq`. No queries."""
+
+from flq.models.base import SCHEMA, VIEW_SCHEMA, Base
+from flq.models.federation import Node, Process
+from flq.models.objects import Bundle, Object, ObjectChunk, ObjectPin, ObjectRef
+from flq.models.runs import Artifact, Checkpoint, RoundMetric, Run, RunAttempt, RunEvent
+from flq.models.tasks import Batch, LogLine, Result, Task, TaskAttempt, TaskMessage
+from flq.models.views import VIEWS
+
+__all__ = [
+    "SCHEMA",
+    "VIEWS",
+    "VIEW_SCHEMA",
+    "Artifact",
+    "Base",
+    "Batch",
+    "Bundle",
+    "Checkpoint",
+    "LogLine",
+    "Node",
+    "Object",
+    "ObjectChunk",
+    "ObjectPin",
+    "ObjectRef",
+    "Process",
+    "Result",
+    "RoundMetric",
+    "Run",
+    "RunAttempt",
+    "RunEvent",
+    "Task",
+    "TaskAttempt",
+    "TaskMessage",
+]

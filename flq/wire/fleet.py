@@ -81,13 +81,15 @@ class Renewed:
 class Reply:
     """The end of a task: `ok` with a manifest, or `error` with a code and a text.
 
-    `objects` are those that the manifest names; `metrics` the numbers in it, by `record.name`, for the history.
+    `objects` are those that the manifest names, `payload_bytes` the size of both; `metrics` the numbers in it, by
+    `record.name`, for the history.
     """
 
     key: TaskKey
     status: ResultStatus
     manifest: bytes = field(default=b"", repr=False)
     objects: frozenset[ObjectHash] = frozenset()
+    payload_bytes: int = 0
     metrics: Mapping[str, float | list[float]] = field(default_factory=dict)
     error_code: int | None = None
     error_text: str | None = None

@@ -161,11 +161,11 @@ class FeedCursor:
     """How far a reader of an append-only feed has come.
 
     The next read asks for rows written by transactions from `xmin` on, which no former read can have missed, and
-    drops the ids in `seen`: no gap behind a late commit, no row twice.
+    drops those in `seen`, pairs of transaction and id: no gap behind a late commit, no row twice.
     """
 
     xmin: int = 0
-    seen: frozenset[int] = frozenset()
+    seen: frozenset[tuple[int, int]] = frozenset()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -1,0 +1,71 @@
+"""Committed rounds, and the lock under which a ServerApp writes."""
+
+from __future__ import annotations
+
+from typing import Final, NamedTuple
+
+from psycopg.types.json import Jsonb
+
+from flq.errors import AttemptFenced
+from flq.link import metrics, notify, objects
+from flq.link.database import Database, Tx
+from flq.link.sql import load
+from flq.wire.grid import Checkpoint
+from flq.wire.ids import ObjectHash, RunId
+
+SQL: Final = load("checkpoints")
+
+
+class Held(NamedTuple):
+    """The branch and the number of the attempt whose run is locked for a write."""
+
+    branch: int
+    attempt: int
+
+
+def hold_attempt(tx: Tx, run_id: RunId, token: int) -> Held:
+    """Lock the run FOR SHARE for a write of its present attempt. Raises `AttemptFenced`."""
+    row = tx.execute(SQL["hold_attempt"], {"run_id": run_id, "token": token}).fetchone()
+    if row is None:
+        raise AttemptFenced
+    return Held(*row)
+
+
+def commit(db: Database, *, run_id: RunId, token: int, checkpoint: Checkpoint) -> None:
+    """Record a finished round with its model, state and metrics in one transaction. Exactly one commit of it counts.
+
+    Raises `AttemptFenced` or `ObjectsMissing`.
+    """
+    with db.transaction() as tx:
+        held = hold_attempt(tx, run_id, token)
+        objects.hold(tx, checkpoint.objects)
+        values = {
+            "run_id": run_id,
+            "round": checkpoint.round,
+            "branch": held.branch,
+            "attempt": held.attempt,
+            "next_sequence": checkpoint.next_sequence,
+            "state": checkpoint.state,
+            "metrics": Jsonb(metrics.finite(checkpoint.metrics)),
+            "objects": sorted(checkpoint.objects),
+        }
+        row = tx.execute(SQL["commit_round"], values).fetchone()
+        if row is not None and row[0]:
+            metrics.record_in(tx, run_id, checkpoint.round, checkpoint.metrics)
+            notify.tell(tx, notify.RUNS, str(run_id))
+
+
+def last(db: Database, run_id: RunId) -> Checkpoint | None:
+    """The newest committed round of a run."""
+    with db.connection() as connection, connection.cursor(binary=True) as cursor:
+        row = cursor.execute(SQL["last_checkpoint"], {"run_id": run_id}).fetchone()
+    if row is None:
+        return None
+    number, state, numbers, next_sequence, names = row
+    return Checkpoint(
+        round=number,
+        state=bytes(state),
+        objects=frozenset(ObjectHash(bytes(name)) for name in names),
+        metrics={name: float(value) for name, value in numbers.items()},
+        next_sequence=next_sequence,
+    )

@@ -1,0 +1,130 @@
+"""Fleet on the database: the door for a SuperNode in the same data centre."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Collection, Iterable, Mapping, Sequence
+
+from flq.errors import LinkError
+from flq.link import bundles, logs, nodes, notify, objects, processes, results, runs, schema, tasks
+from flq.link.database import Database
+from flq.wire.fleet import Claimed, HostedNode, NodeSpec, Renewed, Reply, TaskKey, Wake
+from flq.wire.ids import NodeId, ObjectHash, RunId, TaskId
+from flq.wire.runs import LogLine, ProcessSpec, RunInfo
+from flq.wire.status import Verdict
+
+NEVER_CONNECTED = "this SuperNode has not connected"
+
+
+class DbFleet:
+    """Implements `flq.wire.fleet.Fleet`. Heartbeats and renewals have connections of their own."""
+
+    def __init__(self, dsn: str) -> None:
+        schema.check(dsn)
+        self._db = Database(dsn, application="flq supernode")
+        self._beats = Database(dsn, application="flq supernode heartbeat", size=2)
+        self._listener: notify.Listener | None = None
+        self._process: ProcessSpec | None = None
+        self._epochs: Mapping[NodeId, int] = {}
+        self._manifests = tasks.Manifests()
+        self._claiming = threading.Lock()
+
+    def connect(self, process: ProcessSpec, nodes_: Sequence[NodeSpec]) -> list[HostedNode]:
+        """See `Fleet.connect`. Listens before anything else, so that no push goes unheard."""
+        if self._listener is None:
+            self._listener = notify.Listener(
+                self._db.dsn, notify.TASKS, notify.RUNS, application="flq supernode listener"
+            )
+        hosted = nodes.connect(self._db, process, nodes_)
+        self._process = process
+        self._epochs = {node.node_id: node.epoch for node in hosted}
+        return hosted
+
+    def heartbeat(self) -> None:
+        """See `Fleet.heartbeat`."""
+        if not processes.beat(self._beats, self._connected().process_id):
+            raise LinkError("the SuperLink does not know this process any more")
+
+    def claim(self, nodes: Collection[NodeId], *, per_node: int, total: int, token: int) -> Claimed:
+        """See `Fleet.claim`."""
+        process_id = self._connected().process_id
+        epochs = {node_id: self._epochs[node_id] for node_id in nodes}
+        with self._claiming:
+            return tasks.claim(
+                self._db,
+                process_id=process_id,
+                epochs=epochs,
+                per_node=per_node,
+                total=total,
+                token=token,
+                manifests=self._manifests,
+            )
+
+    def renew(self, keys: Sequence[TaskKey]) -> Renewed:
+        """See `Fleet.renew`."""
+        epochs = {key.node_id: self._epochs[key.node_id] for key in keys}
+        return tasks.renew(self._beats, keys, epochs)
+
+    def release(self, keys: Sequence[TaskKey]) -> None:
+        """See `Fleet.release`."""
+        tasks.release(self._db, keys)
+
+    def submit(self, replies: Sequence[Reply]) -> dict[TaskId, Verdict]:
+        """See `Fleet.submit`."""
+        return results.submit(self._db, replies)
+
+    def wait(self, seconds: float) -> Wake:
+        """See `Fleet.wait`."""
+        if self._listener is None:
+            raise LinkError(NEVER_CONNECTED)
+        notices = self._listener.wait(seconds)
+        if notify.LOST in notices:
+            return Wake(tasks=True, runs=True)
+        channels = {notice.channel for notice in notices}
+        return Wake(tasks=notify.TASKS in channels, runs=notify.RUNS in channels)
+
+    def run(self, run_id: RunId) -> RunInfo:
+        """See `Fleet.run`."""
+        return runs.info(self._db, run_id)
+
+    def bundle(self, bundle: ObjectHash) -> bytes:
+        """See `Fleet.bundle`."""
+        return bundles.read(self._db, bundle)
+
+    def ended(self, runs_: Collection[RunId]) -> frozenset[RunId]:
+        """See `Fleet.ended`."""
+        return runs.ended(self._db, runs_)
+
+    def append_logs(self, lines: Sequence[tuple[RunId, LogLine]]) -> None:
+        """See `Fleet.append_logs`."""
+        logs.append(self._db, lines)
+
+    def missing(self, hashes: Iterable[ObjectHash]) -> frozenset[ObjectHash]:
+        """See `Objects.missing`."""
+        return objects.missing(self._db, hashes)
+
+    def put(self, object_hash: ObjectHash, data: memoryview) -> None:
+        """See `Objects.put`."""
+        objects.put(self._db, object_hash, data)
+
+    def read(self, object_hash: ObjectHash, into: memoryview) -> None:
+        """See `Objects.read`."""
+        objects.read(self._db, object_hash, into)
+
+    def size(self, object_hash: ObjectHash) -> int:
+        """See `Objects.size`."""
+        return objects.size(self._db, object_hash)
+
+    def disconnect(self) -> None:
+        """See `Fleet.disconnect`."""
+        if self._process is not None:
+            processes.retire(self._db, self._process.process_id)
+        if self._listener is not None:
+            self._listener.close()
+        self._beats.close()
+        self._db.close()
+
+    def _connected(self) -> ProcessSpec:
+        if self._process is None:
+            raise LinkError(NEVER_CONNECTED)
+        return self._process

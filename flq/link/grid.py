@@ -1,0 +1,174 @@
+"""Grid on the database: the door for a ServerApp, bound to one attempt of one run."""
+
+from __future__ import annotations
+
+import random
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import wraps
+from typing import Concatenate, ParamSpec, TypeVar
+
+from flq import log
+from flq.errors import AttemptFenced, DatabaseUnreachable
+from flq.link import artifacts, bundles, checkpoints, nodes, notify, objects, runs, tasks
+from flq.link import results as replies
+from flq.link.batches import push as push_batch
+from flq.link.database import Database
+from flq.link.metrics import record_in as record_metrics
+from flq.wire.grid import Checkpoint, GridNode, Push, Pushed, Result, ResultKey, ResultPage
+from flq.wire.ids import BatchId, NodeId, ObjectHash, RunId
+from flq.wire.runs import FeedCursor, RunInfo
+
+logger = log.get(__name__)
+
+OUTAGE_SECONDS = 300.0
+"""How long a ServerApp waits for a database that went away, before it gives up."""
+
+RETRY_SECONDS = 0.1
+RETRY_MOST_SECONDS = 5.0
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+
+def _patient(
+    method: Callable[Concatenate[DbGrid, P], T],
+) -> Callable[Concatenate[DbGrid, P], T]:
+    """Repeat a call over a lost connection: every one of them can be repeated without doing anything twice."""
+
+    @wraps(method)
+    def repeated(self: DbGrid, /, *args: P.args, **kwargs: P.kwargs) -> T:
+        give_up = time.monotonic() + OUTAGE_SECONDS
+        delay = RETRY_SECONDS
+        while True:
+            try:
+                return method(self, *args, **kwargs)
+            except DatabaseUnreachable as exc:
+                if time.monotonic() + delay > give_up:
+                    raise
+                if delay == RETRY_SECONDS:
+                    logger.warning("%s; the run waits for it", exc)
+                time.sleep(delay * random.uniform(0.5, 1.0))  # noqa: S311 - jitter
+                delay = min(delay * 2, RETRY_MOST_SECONDS)
+
+    return repeated
+
+
+class DbGrid:
+    """Implements `flq.wire.grid.Grid`. Calls wait for a database that is away, up to five minutes."""
+
+    def __init__(self, dsn: str, *, run_id: RunId, token: int, attempt: int) -> None:
+        self.attempt = attempt
+        self._db = Database(dsn, application=f"flq serverapp {run_id}")
+        self._run_id = run_id
+        self._token = token
+        self._listener = notify.Listener(dsn, notify.results_channel(run_id), application=f"flq serverapp {run_id}")
+
+    @_patient
+    def run(self) -> RunInfo:
+        """See `Grid.run`."""
+        return runs.info(self._db, self._run_id)
+
+    @_patient
+    def bundle(self, bundle: ObjectHash) -> bytes:
+        """The run's packed app. Raises `ObjectUnknown` or `ObjectCorrupt`."""
+        return bundles.read(self._db, bundle)
+
+    @_patient
+    def begin(self) -> None:
+        """Starting → running: the app's `main` is entered now. Raises `AttemptFenced`."""
+        with self._db.transaction() as tx:
+            begun = runs.begin(tx, self._run_id, self._token) or runs.lock(tx, self._run_id).token == self._token
+        if not begun:
+            raise AttemptFenced
+
+    @_patient
+    def nodes(self) -> list[GridNode]:
+        """See `Grid.nodes`."""
+        return nodes.usable(self._db, self._run_id)
+
+    @_patient
+    def push(self, push: Push) -> Pushed:
+        """See `Grid.push`."""
+        return push_batch(self._db, run_id=self._run_id, token=self._token, push=push)
+
+    @_patient
+    def arrived(self, batches: Sequence[BatchId], cursor: FeedCursor) -> ResultPage:
+        """See `Grid.arrived`."""
+        return replies.arrived(self._db, batches, cursor)
+
+    @_patient
+    def results(self, keys: Sequence[ResultKey]) -> list[Result]:
+        """See `Grid.results`."""
+        return replies.read(self._db, keys)
+
+    @_patient
+    def wait(self, seconds: float) -> None:
+        """See `Grid.wait`. The listener registered when the door was opened: nothing goes unheard."""
+        self._listener.wait(seconds)
+
+    @_patient
+    def cancel(self, batches: Sequence[BatchId]) -> int:
+        """See `Grid.cancel`."""
+        with self._db.transaction() as tx:
+            checkpoints.hold_attempt(tx, self._run_id, self._token)
+            return tasks.cancel_batches(tx, self._run_id, batches, reason="the ServerApp stopped waiting for it")
+
+    @_patient
+    def plan_rounds(self, rounds: int) -> None:
+        """See `Grid.plan_rounds`."""
+        with self._db.connection() as connection:
+            if not runs.plan_rounds(connection, self._run_id, self._token, rounds):
+                raise AttemptFenced
+
+    @_patient
+    def commit_round(self, checkpoint: Checkpoint) -> None:
+        """See `Grid.commit_round`."""
+        checkpoints.commit(self._db, run_id=self._run_id, token=self._token, checkpoint=checkpoint)
+
+    @_patient
+    def last_checkpoint(self) -> Checkpoint | None:
+        """See `Grid.last_checkpoint`."""
+        return checkpoints.last(self._db, self._run_id)
+
+    @_patient
+    def record_metrics(
+        self,
+        round: int,  # noqa: A002 - the word of the field
+        metrics: Mapping[str, float],
+        node_id: NodeId | None = None,
+    ) -> None:
+        """See `Grid.record_metrics`."""
+        with self._db.transaction() as tx:
+            checkpoints.hold_attempt(tx, self._run_id, self._token)
+            record_metrics(tx, self._run_id, round, metrics, node_id)
+
+    @_patient
+    def put_artifact(self, name: str, object_hash: ObjectHash) -> None:
+        """See `Grid.put_artifact`."""
+        artifacts.put(self._db, run_id=self._run_id, token=self._token, name=name, object_hash=object_hash)
+
+    @_patient
+    def missing(self, hashes: Iterable[ObjectHash]) -> frozenset[ObjectHash]:
+        """See `Objects.missing`."""
+        return objects.missing(self._db, hashes)
+
+    @_patient
+    def put(self, object_hash: ObjectHash, data: memoryview) -> None:
+        """See `Objects.put`."""
+        objects.put(self._db, object_hash, data)
+
+    @_patient
+    def read(self, object_hash: ObjectHash, into: memoryview) -> None:
+        """See `Objects.read`."""
+        objects.read(self._db, object_hash, into)
+
+    @_patient
+    def size(self, object_hash: ObjectHash) -> int:
+        """See `Objects.size`."""
+        return objects.size(self._db, object_hash)
+
+    def close(self) -> None:
+        """See `Grid.close`."""
+        self._listener.close()
+        self._db.close()

@@ -1,0 +1,236 @@
+"""Runs: submission, and every change of a run's state.
+
+Lock order: run, then attempt, then batch, task and result. `_locked` takes the run FOR NO KEY UPDATE first.
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Collection, Iterator
+from datetime import timedelta
+from itertools import chain
+from typing import Any, Final, NamedTuple
+
+from psycopg.types.json import Jsonb
+
+from flq.errors import IllegalTransition, RunUnknown, UsageError
+from flq.link import bundles, events, names, notify, tasks
+from flq.link.database import Database, Tx
+from flq.link.sql import load
+from flq.wire.ids import ObjectHash, RunId
+from flq.wire.runs import RoundRow, RunInfo, RunRow, Submission
+from flq.wire.status import Outcome, RunStatus
+
+SQL: Final = load("runs")
+
+NAME = re.compile(r"[a-z0-9][a-z0-9-]{0,62}")
+MAX_BIGINT = 2**63 - 1
+
+
+class Locked(NamedTuple):
+    """A run whose row is locked until the transaction ends."""
+
+    status: RunStatus
+    attempt: int
+    token: int
+    stop_requested: bool
+
+
+def submit(db: Database, submission: Submission) -> RunId:
+    """Record a run with its bundle in one transaction; a repeated submission finds the run that exists.
+
+    Raises `UsageError` if the name that was asked for is taken or no name.
+    """
+    if submission.name is not None and not NAME.fullmatch(submission.name):
+        raise UsageError(
+            f"{submission.name!r} cannot be a run's name", hint="1 to 63 lower-case letters, digits and dashes"
+        )
+    with db.transaction() as tx:
+        bundle_hash = bundles.store(tx, submission.bundle)
+        run_id, fresh = _insert(tx, submission, bundle_hash)
+        if fresh:
+            events.record(tx, run_id, "submitted", actor=submission.owner)
+            notify.tell(tx, notify.RUNS, str(run_id))
+    return run_id
+
+
+def resolve(db: Database, run: str) -> RunId:
+    """A run's id by its name or its id in digits. Raises `RunUnknown` with the nearest name."""
+    number = int(run) if run.isdecimal() and int(run) <= MAX_BIGINT else None
+    with db.connection() as connection:
+        row = connection.execute(SQL["resolve_run"], {"run": run, "run_id": number}).fetchone()
+        if row is not None:
+            return RunId(row[0])
+        known = [name for (name,) in connection.execute(SQL["similar_runs"]).fetchall()]
+    near = difflib.get_close_matches(run, known, n=1)
+    raise RunUnknown(f"there is no run {run!r}", hint=f"did you mean {near[0]}?" if near else "`flq ls` lists the runs")
+
+
+def lock(tx: Tx, run_id: RunId) -> Locked:
+    """Lock a run against every other change of its state. Raises `RunUnknown`."""
+    row = tx.execute(SQL["lock_run"], {"run_id": run_id}).fetchone()
+    if row is None:
+        raise RunUnknown(f"there is no run {run_id}")
+    status, attempt, token, stop_requested = row
+    return Locked(RunStatus(status), attempt, token, stop_requested)
+
+
+def begin(tx: Tx, run_id: RunId, token: int) -> bool:
+    """Starting → running; false if the token is not the current attempt's."""
+    if tx.execute(SQL["begin_run"], {"run_id": run_id, "token": token}).rowcount == 0:
+        return False
+    events.record(tx, run_id, "running", actor="serverapp")
+    notify.tell(tx, notify.RUNS, str(run_id))
+    return True
+
+
+def requeue(tx: Tx, run_id: RunId, *, actor: str, reason: str) -> None:
+    """Starting | running → pending. Its open tasks stay: the next attempt repeats its pushes and finds them."""
+    _changed(tx.execute(SQL["requeue_run"], {"run_id": run_id}).rowcount, run_id, RunStatus.PENDING)
+    events.record(tx, run_id, "requeued", actor=actor, reason=reason)
+    notify.tell(tx, notify.RUNS, str(run_id))
+
+
+def finish(tx: Tx, run_id: RunId, outcome: Outcome, *, actor: str, reason: str | None) -> None:
+    """→ finished. Its open tasks are cancelled."""
+    values = {"run_id": run_id, "outcome": outcome, "reason": reason}
+    _changed(tx.execute(SQL["finish_run"], values).rowcount, run_id, RunStatus.FINISHED)
+    tasks.cancel_run(
+        tx, run_id, reason=f"the run has {outcome}" if outcome != Outcome.STOPPED else "the run was stopped"
+    )
+    events.record(tx, run_id, outcome, actor=actor, reason=reason)
+    notify.tell(tx, notify.RUNS, str(run_id))
+
+
+def request_stop(tx: Tx, run_id: RunId, *, actor: str, reason: str | None) -> None:
+    """Ask the SuperExec that holds the run to end it, and cancel its open tasks."""
+    tx.execute(SQL["request_stop"], {"run_id": run_id})
+    tasks.cancel_run(tx, run_id, reason="the run is being stopped")
+    events.record(tx, run_id, "stop requested", actor=actor, reason=reason)
+    notify.tell(tx, notify.RUNS, str(run_id))
+
+
+def info(db: Database, run_id: RunId) -> RunInfo:
+    """What a ServerApp or a ClientApp needs to know of its run. Raises `RunUnknown`."""
+    with db.connection() as connection:
+        return info_in(connection, run_id)
+
+
+def info_in(tx: Tx, run_id: RunId) -> RunInfo:
+    """The same, as a step of a transaction."""
+    row = tx.execute(SQL["run_info"], {"run_id": run_id}).fetchone()
+    if row is None:
+        raise RunUnknown(f"there is no run {run_id}")
+    found, name, app, bundle, config, seed, status = row
+    return RunInfo(
+        run_id=RunId(found),
+        name=name,
+        app=app,
+        bundle=ObjectHash(bytes(bundle)),
+        config=config,
+        seed=seed,
+        status=RunStatus(status),
+    )
+
+
+def ended(db: Database, run_ids: Collection[RunId]) -> frozenset[RunId]:
+    """Those of the runs that are finished, asked to stop, or unknown."""
+    with db.connection() as connection:
+        rows = connection.execute(SQL["ended_runs"], {"run_ids": list(run_ids)}).fetchall()
+    return frozenset(RunId(run_id) for (run_id,) in rows)
+
+
+def plan_rounds(tx: Tx, run_id: RunId, token: int, rounds: int) -> bool:
+    """Note how many rounds the run will have; false if the token is not the current attempt's."""
+    return tx.execute(SQL["plan_rounds"], {"run_id": run_id, "token": token, "rounds": rounds}).rowcount == 1
+
+
+def listing(db: Database, *, run_id: RunId | None = None, limit: int = 100) -> list[RunRow]:
+    """The newest runs, newest first, or one of them."""
+    with db.connection() as connection:
+        rows = connection.execute(SQL["list_runs"], {"run_id": run_id, "limit": limit}).fetchall()
+    return [_run_row(row) for row in rows]
+
+
+def rounds(db: Database, run_id: RunId) -> list[RoundRow]:
+    """The rounds of a run from 1 on."""
+    with db.connection() as connection:
+        rows = connection.execute(SQL["list_rounds"], {"run_id": run_id}).fetchall()
+    fields = ("round", "status", "nodes", "tasks", "done", "errors", "duration", "metrics")
+    return [RoundRow(**dict(zip(fields, row, strict=True))) for row in rows]
+
+
+def waiting(db: Database, run_id: RunId) -> str | None:
+    """What keeps a run from going on, in one sentence; None if it has finished."""
+    with db.connection() as connection:
+        row = connection.execute(SQL["why_waiting"], {"run_id": run_id}).fetchone()
+    return None if row is None else str(row[0])
+
+
+def _insert(tx: Tx, submission: Submission, bundle_hash: ObjectHash) -> tuple[RunId, bool]:
+    key = {"owner": submission.owner, "idempotency_key": submission.idempotency_key}
+    tries: Iterator[str] = chain([submission.name], []) if submission.name else names.candidates()
+    for name in tries:
+        row = tx.execute(SQL["insert_run"], _columns(submission, bundle_hash, name)).fetchone()
+        if row is not None:
+            return RunId(row[0]), True
+        row = tx.execute(SQL["submitted_run"], key).fetchone()
+        if row is not None:
+            return RunId(row[0]), False
+    raise UsageError(
+        f"the name {submission.name!r} is taken", hint="`flq ls` lists the runs; leave --name out for a new one"
+    )
+
+
+def _columns(submission: Submission, bundle_hash: ObjectHash, name: str) -> dict[str, Any]:
+    limit = submission.wall_time_limit
+    return {
+        "name": name,
+        "app": submission.app,
+        "bundle_hash": bundle_hash,
+        "config": Jsonb(dict(submission.config)),
+        "seed": submission.seed,
+        "owner": submission.owner,
+        "idempotency_key": submission.idempotency_key,
+        "node_selector": list(submission.select),
+        "min_nodes": submission.min_nodes,
+        "priority": submission.priority,
+        "weight": submission.weight,
+        "wall_time_limit": None if limit is None else timedelta(seconds=limit),
+    }
+
+
+def _changed(rows: int, run_id: RunId, to: RunStatus) -> None:
+    if rows != 1:
+        raise IllegalTransition(f"run {run_id} cannot become {to} from where it stands")
+
+
+def _run_row(row: tuple[Any, ...]) -> RunRow:
+    (
+        run_id, name, app, owner, status, outcome, reason, attempt, rounds_planned, rounds_done, tasks_open, results_ok,
+        results_error, stop_requested, config, select, bundle, created_at, started_at, running_at, finished_at,
+    ) = row  # fmt: skip
+    return RunRow(
+        run_id=RunId(run_id),
+        name=name,
+        app=app,
+        owner=owner,
+        status=RunStatus(status),
+        outcome=None if outcome is None else Outcome(outcome),
+        reason=reason,
+        attempt=attempt,
+        rounds_planned=rounds_planned,
+        rounds_done=rounds_done,
+        tasks_open=tasks_open,
+        results_ok=results_ok,
+        results_error=results_error,
+        stop_requested=stop_requested,
+        config=config,
+        select=tuple(select),
+        bundle=ObjectHash(bytes(bundle)),
+        created_at=created_at,
+        started_at=started_at,
+        running_at=running_at,
+        finished_at=finished_at,
+    )

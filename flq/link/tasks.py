@@ -1,0 +1,178 @@
+"""Open tasks: claimed, renewed, given back, ended without a reply."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Collection, Mapping, Sequence
+from typing import Any, Final
+
+from flq.link.database import Database, Tx
+from flq.link.sql import load
+from flq.wire.fleet import LEASE_SECONDS, Claimed, Lease, Renewed, TaskKey
+from flq.wire.ids import BatchId, NodeId, RunId, TaskId
+from flq.wire.status import ResultStatus
+
+SQL: Final = load("tasks")
+
+MAX_ATTEMPTS = 10
+"""A task that has been claimed so often without a result is ended as `error`."""
+
+SWEEP_ROWS = 1000
+"""How many tasks one sweep ends at most."""
+
+MESSAGE_UNAVAILABLE = 3
+CLIENT_APP_CRASHED = 8
+
+Row = tuple[Any, ...]
+
+
+class Manifests:
+    """The broadcast messages that a process has read, by batch, the longest unused dropped: one read for all nodes."""
+
+    def __init__(self, limit_bytes: int = 64 << 20) -> None:
+        self._limit = limit_bytes
+        self._bytes = 0
+        self._known: OrderedDict[BatchId, bytes | None] = OrderedDict()
+
+    def of(self, tx: Tx, rows: Sequence[Row]) -> dict[int, bytes]:
+        """The manifest of each claimed task, by task id."""
+        batches = {BatchId(row[3]) for row in rows}
+        unknown = sorted(batches - self._known.keys())
+        found: dict[BatchId, bytes | None] = {batch: self._known[batch] for batch in batches & self._known.keys()}
+        if unknown:
+            with tx.cursor(binary=True) as cursor:
+                for batch_id, manifest in cursor.execute(SQL["broadcast_manifests"], {"batch_ids": unknown}):
+                    found[batch_id] = None if manifest is None else bytes(manifest)
+            for batch_id in unknown:
+                self._keep(batch_id, found[batch_id])
+        own = self._own(tx, [row for row in rows if found[row[3]] is None])
+        return {row[2]: own[row[2]] if found[row[3]] is None else found[row[3]] or b"" for row in rows}
+
+    def _own(self, tx: Tx, rows: Sequence[Row]) -> dict[int, bytes]:
+        if not rows:
+            return {}
+        values = {"batch_ids": [row[3] for row in rows], "task_ids": [row[2] for row in rows]}
+        with tx.cursor(binary=True) as cursor:
+            found = cursor.execute(SQL["own_manifests"], values).fetchall()
+        return {task_id: bytes(manifest) for task_id, manifest in found}
+
+    def _keep(self, batch_id: BatchId, manifest: bytes | None) -> None:
+        self._known[batch_id] = manifest
+        self._bytes += len(manifest or b"")
+        while self._bytes > self._limit and len(self._known) > 1:
+            _, dropped = self._known.popitem(last=False)
+            self._bytes -= len(dropped or b"")
+
+
+def claim(
+    db: Database,
+    *,
+    process_id: str,
+    epochs: Mapping[NodeId, int],
+    per_node: int,
+    total: int,
+    token: int,
+    manifests: Manifests,
+) -> Claimed:
+    """Lease open tasks for the nodes of `epochs`, oldest first within a node. See `Fleet.claim`."""
+    values = {
+        "node_ids": list(epochs),
+        "epochs": list(epochs.values()),
+        "per_node": per_node,
+        "total": total,
+        "token": token,
+        "process_id": process_id,
+        "lease": LEASE_SECONDS,
+        "max_attempts": MAX_ATTEMPTS,
+    }
+    with db.connection() as connection:
+        rows = connection.execute(SQL["claim"], values).fetchall()
+        taken = [row for row in rows if row[2] is not None]
+        messages = manifests.of(connection, taken) if taken else {}
+    superseded = frozenset(NodeId(row[0]) for row in rows if row[2] is None)
+    leases = sorted(
+        (_lease(row, token, messages[row[2]]) for row in taken), key=lambda x: (x.key.node_id, x.key.task_id)
+    )
+    return Claimed(tuple(leases), superseded)
+
+
+def renew(db: Database, keys: Sequence[TaskKey], epochs: Mapping[NodeId, int]) -> Renewed:
+    """Prolong leases; says which tasks are lost, and which nodes of theirs another process hosts now."""
+    with db.connection() as connection:
+        rows = connection.execute(SQL["renew"], {**columns(keys), "lease": LEASE_SECONDS}).fetchall()
+        lost = frozenset(key.task_id for key in keys) - {TaskId(row[0]) for row in rows}
+        superseded = _superseded(connection, epochs) if lost else frozenset()
+    return Renewed(lost, superseded)
+
+
+def release(db: Database, keys: Sequence[TaskKey]) -> None:
+    """Give claimed tasks back, to be claimed again at once."""
+    with db.connection() as connection:
+        connection.execute(SQL["release"], columns(keys))
+
+
+def cancel_run(tx: Tx, run_id: RunId, *, reason: str) -> int:
+    """End the open tasks of a run as cancelled; returns how many."""
+    rows = tx.execute(SQL["open_tasks_of_run"], {"run_id": run_id}).fetchall()
+    return _end(tx, rows, ResultStatus.CANCELLED, MESSAGE_UNAVAILABLE, reason)
+
+
+def cancel_batches(tx: Tx, run_id: RunId, batches: Collection[BatchId], *, reason: str) -> int:
+    """End the open tasks of some batches of a run as cancelled; returns how many."""
+    rows = tx.execute(SQL["open_tasks_of_batches"], {"run_id": run_id, "batch_ids": list(batches)}).fetchall()
+    return _end(tx, rows, ResultStatus.CANCELLED, MESSAGE_UNAVAILABLE, reason)
+
+
+def expire_overdue(tx: Tx) -> int:
+    """End the tasks whose deadline has passed; returns how many."""
+    rows = tx.execute(SQL["overdue_tasks"], {"limit": SWEEP_ROWS}).fetchall()
+    return _end(tx, rows, ResultStatus.EXPIRED, MESSAGE_UNAVAILABLE, "its deadline passed")
+
+
+def end_exhausted(tx: Tx) -> int:
+    """End the tasks that have been tried too often; returns how many."""
+    rows = tx.execute(SQL["exhausted_tasks"], {"limit": SWEEP_ROWS, "max_attempts": MAX_ATTEMPTS}).fetchall()
+    reason = f"attempts_exhausted: {MAX_ATTEMPTS} attempts have ended without a result"
+    return _end(tx, rows, ResultStatus.ERROR, CLIENT_APP_CRASHED, reason)
+
+
+def columns(keys: Sequence[TaskKey]) -> dict[str, list[int]]:
+    """Task keys as the arrays that the statements take."""
+    return {
+        "node_ids": [key.node_id for key in keys],
+        "run_ids": [key.run_id for key in keys],
+        "task_ids": [key.task_id for key in keys],
+        "batch_ids": [key.batch_id for key in keys],
+        "tokens": [key.token for key in keys],
+    }
+
+
+def _end(tx: Tx, rows: Sequence[Row], status: ResultStatus, error_code: int, error_text: str) -> int:
+    if not rows:
+        return 0
+    node_ids, run_ids, task_ids = (list(column) for column in zip(*rows, strict=True))
+    values = {
+        "node_ids": node_ids,
+        "run_ids": run_ids,
+        "task_ids": task_ids,
+        "status": status,
+        "error_code": error_code,
+        "error_text": error_text,
+    }
+    row = tx.execute(SQL["end_tasks"], values).fetchone()
+    return int(row[0]) if row else 0
+
+
+def _superseded(tx: Tx, epochs: Mapping[NodeId, int]) -> frozenset[NodeId]:
+    values = {"node_ids": list(epochs), "epochs": list(epochs.values())}
+    return frozenset(NodeId(row[0]) for row in tx.execute(SQL["superseded_nodes"], values))
+
+
+def _lease(row: Row, token: int, manifest: bytes) -> Lease:
+    node_id, run_id, task_id, batch_id, attempt, kind, group, created_at, deadline, _ = row
+    key = TaskKey(
+        node_id=NodeId(node_id), run_id=RunId(run_id), task_id=TaskId(task_id), batch_id=BatchId(batch_id), token=token
+    )
+    return Lease(
+        key=key, attempt=attempt, kind=kind, group=group, created_at=created_at, deadline=deadline, manifest=manifest
+    )
