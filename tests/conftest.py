@@ -52,7 +52,7 @@ def admin(servers: Addresses) -> Callable[[str], None]:
 
     def execute(statement: str) -> None:
         with psycopg.connect(servers.dsn, dbname="postgres", autocommit=True) as connection:
-            connection.execute(statement)  # type: ignore[call-overload]  # names made here
+            connection.execute(statement)
 
     return execute
 

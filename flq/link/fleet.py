@@ -117,12 +117,16 @@ class DbFleet:
 
     def disconnect(self) -> None:
         """See `Fleet.disconnect`."""
-        if self._process is not None:
-            processes.retire(self._db, self._process.process_id)
-        if self._listener is not None:
-            self._listener.close()
-        self._beats.close()
-        self._db.close()
+        process, self._process = self._process, None
+        if process is None:
+            return
+        try:
+            processes.retire(self._db, process.process_id)
+        finally:
+            if self._listener is not None:
+                self._listener.close()
+            self._beats.close()
+            self._db.close()
 
     def _connected(self) -> ProcessSpec:
         if self._process is None:

@@ -9,8 +9,8 @@ ADJECTIVES = """
 able amber ample apt bold brave brief bright brisk calm candid clear clever cosy crisp deft eager early fair fast fine
 firm fleet fond frank fresh gentle glad golden good grand green happy hardy honest humble ideal jolly just keen kind
 lively loyal lucid lucky mellow merry mild modest neat nimble noble open patient plain prime proud pure quick quiet
-rapid ready rich robust royal sage sharp silent silver simple sleek smart solid sound spry stable steady still strong sunny
-sure swift tidy true upbeat vivid warm wise witty young zesty
+rapid ready rich robust royal sage sharp silent silver simple sleek smart solid sound spry stable steady still strong
+sunny sure swift tidy true upbeat vivid warm wise witty young zesty
 """
 
 NOUNS = """

@@ -60,8 +60,8 @@ class Listener:
     def wait(self, seconds: float) -> list[Notice]:
         """What was notified, waiting at most `seconds` for the first of it.
 
-        After a lost connection the answer is `[LOST]` once it is back. Raises `DatabaseUnreachable` while it is not, and
-        after `close`.
+        After a lost connection the answer is `[LOST]` once it is back. Raises `DatabaseUnreachable` while it is not,
+        and after `close`.
         """
         with self._waiting:
             if self._closed:
