@@ -10,7 +10,6 @@ from flq.link import attempts, runs
 from flq.link.control import DbControl
 from flq.link.database import Database
 from flq.link.superlink import SuperLink
-from flq.wire.grid import ResultKey
 from flq.wire.runs import FeedCursor, Job
 from flq.wire.status import ProcessKind, ResultStatus, RunStatus
 
@@ -54,11 +53,12 @@ def test_it_ends_overdue_tasks_and_releases_abandoned_attempts(superlink: Servin
     _, hosted = doors.fleet("a")
     grid, claim = doors.grid()
     late = grid.push(act.push(hosted[0].node_id, ttl=0.01))
-    ended: list[ResultKey] = []
-    eventually(
-        lambda: ended or ended.extend(grid.arrived([late.batch_id], FeedCursor()).keys), what="the end of the task"
-    )
-    assert ended[0].status == ResultStatus.EXPIRED
+
+    def ended() -> list[ResultStatus]:
+        return [key.status for key in grid.arrived([late.batch_id], FeedCursor()).keys]
+
+    eventually(ended, what="the end of the task")
+    assert ended() == [ResultStatus.EXPIRED]
     with db.connection() as connection:
         connection.execute("UPDATE flq_state.run_attempt SET lease_until = clock_timestamp() - interval '1 s'")
     eventually(lambda: any(job.attempt == 2 for job in superlink.jobs), what="the next attempt")
@@ -82,9 +82,9 @@ def test_it_says_goodbye(dsn: str, db: Database):
     control = DbControl(dsn)
     alive = f"select count(*) from flq_state.process where kind = '{ProcessKind.SUPERLINK}' and alive_until > now()"
     with db.connection() as connection:
-        assert connection.execute(alive).fetchone() == (1,)  # type: ignore[call-overload]
+        assert connection.execute(alive).fetchone() == (1,)
         serving.stop()
-        assert connection.execute(alive).fetchone() == (0,)  # type: ignore[call-overload]
+        assert connection.execute(alive).fetchone() == (0,)
     act.superexec(db)
     run = control.submit(act.submission())
     assert control.waiting(run.name) == "no SuperLink is alive to dispatch it"
