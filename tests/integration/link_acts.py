@@ -81,8 +81,9 @@ def start_attempt(db: Database, run_id: RunId | None = None) -> AttemptClaim:
     spec = superexec(db)
     if run_id is None:
         run_id = runs.submit(db, submission())
-    job = next(job for job in attempts.allocate(db) if job.run_id == run_id)
-    claim = attempts.claim(db, run_id=run_id, attempt=job.attempt, process_id=spec.process_id, job_id=job.job_id)
+    attempts.allocate(db)  # unless a SuperLink has done so already
+    (row,) = runs.listing(db, run_id=run_id)
+    claim = attempts.claim(db, run_id=run_id, attempt=row.attempt, process_id=spec.process_id, job_id=str(uuid.uuid4()))
     assert claim is not None
     return claim
 

@@ -34,7 +34,7 @@ def test_views_are_those_of_the_models(dsn: str, db: Database):
     """Each model view, created anew, has the definition that the migrations have left."""
     with db.transaction() as tx:
         for name, select in VIEWS.items():
-            tx.execute(f"CREATE TEMPORARY VIEW ours AS {select}")  # type: ignore[call-overload]
+            tx.execute(f"CREATE TEMPORARY VIEW ours AS {select}")
             row = tx.execute("SELECT pg_get_viewdef('ours'::regclass), pg_get_viewdef(%s::regclass)", [f"flq.{name}"])
             ours, theirs = row.fetchone() or ("", None)
             assert ours == theirs, name
