@@ -16,7 +16,8 @@ from __future__ import annotations
 
 import os
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Mapping, MutableMapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -72,6 +73,53 @@ def load(
         broker=broker,
         color="NO_COLOR" not in environ,
     )
+
+
+@dataclass(frozen=True, slots=True)
+class Embedded:
+    """What the embedded federation is made of.
+
+    `pg_bin` is the folder of `initdb` and `postgres` (`FLQ_PG_BIN`), `valkey` the server's program
+    (`FLQ_VALKEY_BIN`); None means those that came with flq. `postgres` is the table `[embedded.postgres]` of
+    `$FLQ_HOME/config.toml`: settings of the server, by their names there.
+    """
+
+    pg_bin: Path | None = None
+    valkey: Path | None = None
+    postgres: Mapping[str, Any] = field(default_factory=dict)
+
+
+def embedded(home: Path, *, environ: Mapping[str, str] = os.environ) -> Embedded:
+    """Read how the embedded federation below `home` is set up. Raises `UsageError` if `config.toml` cannot be read."""
+    file = home / "config.toml"
+    table = _config_file(file).get("embedded", {})
+    if not isinstance(table, dict) or not isinstance(table.get("postgres", {}), dict):
+        raise UsageError(f"{file} cannot be read: embedded and embedded.postgres are tables")
+    pg_bin, valkey = environ.get("FLQ_PG_BIN"), environ.get("FLQ_VALKEY_BIN")
+    return Embedded(
+        pg_bin=Path(pg_bin) if pg_bin else None,
+        valkey=Path(valkey) if valkey else None,
+        postgres=table.get("postgres", {}),
+    )
+
+
+def child_environment(changes: Mapping[str, str | None], *, environ: Mapping[str, str] = os.environ) -> dict[str, str]:
+    """The environment for a process that this one starts: its own, with `changes`; None removes a variable."""
+    merged: dict[str, str | None] = {**environ, **changes}
+    return {name: value for name, value in merged.items() if value is not None}
+
+
+def announce_ready(environ: MutableMapping[str, str] = os.environ) -> None:
+    """Tell the supervisor that this process does its work from now on.
+
+    The supervisor hands the write end of a pipe down in `FLQ_READY_FD`. It is closed here, and the variable
+    removed, so that no process that this one starts announces anything. Without the variable nothing happens.
+    """
+    number = environ.pop("FLQ_READY_FD", None)
+    if number is None:
+        return
+    with suppress(OSError), os.fdopen(int(number), "wb") as pipe:  # the supervisor may have gone
+        pipe.write(b"ready\n")
 
 
 def _config_file(path: Path) -> dict[str, Any]:

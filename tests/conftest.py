@@ -11,12 +11,12 @@ from pathlib import Path
 
 import psycopg
 import pytest
+
 from flq.link import schema
 from flq.link.database import Database
 from flq.local import federation
 from flq.local.process import python, python_environment
 from flq.local.state import Addresses
-
 from tests.waiting import eventually
 
 NUMBERS = itertools.count()

@@ -1,4 +1,4 @@
-"""The real servers that tests use: `python -m tests.servers --home HOME --nodes 0` supervises Postgres and Valkey only."""
+"""The real servers of tests: `python -m tests.servers --home HOME --nodes 0` supervises Postgres and Valkey."""
 
 from __future__ import annotations
 

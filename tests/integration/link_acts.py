@@ -20,6 +20,7 @@ from flq.wire.grid import Push
 from flq.wire.ids import FENCE_BITS, NodeId, ObjectHash, RunId
 from flq.wire.runs import ProcessSpec, Submission
 from flq.wire.status import ProcessKind, ResultStatus
+from tests.waiting import eventually
 
 SEQUENCES = itertools.count()
 
@@ -81,11 +82,19 @@ def start_attempt(db: Database, run_id: RunId | None = None) -> AttemptClaim:
     spec = superexec(db)
     if run_id is None:
         run_id = runs.submit(db, submission())
-    attempts.allocate(db)  # unless a SuperLink has done so already
-    (row,) = runs.listing(db, run_id=run_id)
-    claim = attempts.claim(db, run_id=run_id, attempt=row.attempt, process_id=spec.process_id, job_id=str(uuid.uuid4()))
-    assert claim is not None
-    return claim
+    claims: list[AttemptClaim] = []
+
+    def claimed() -> bool:
+        attempts.allocate(db)  # unless a SuperLink does so at this moment
+        (row,) = runs.listing(db, run_id=run_id)
+        claim = attempts.claim(
+            db, run_id=run_id, attempt=row.attempt, process_id=spec.process_id, job_id=str(uuid.uuid4())
+        )
+        claims.extend([claim] if claim else [])
+        return bool(claims)
+
+    eventually(claimed, what="the claim of the attempt")
+    return claims[0]
 
 
 def push(*node_ids: NodeId, sequence: int | None = None, **changes: object) -> Push:

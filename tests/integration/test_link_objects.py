@@ -6,13 +6,13 @@ import os
 from datetime import UTC, datetime, timedelta
 
 import pytest
+
 from flq.errors import ArtifactUnknown, ObjectCorrupt, ObjectUnknown, QueryError, UsageError
 from flq.link import logs, objects, runs
 from flq.link.control import DbControl
 from flq.link.database import Database
 from flq.wire.objects import CHUNK_BYTES
 from flq.wire.runs import FeedCursor, LogLine
-
 from tests.integration import link_acts as act
 from tests.integration.link_acts import Doors
 

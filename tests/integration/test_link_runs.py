@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+
 from flq.errors import AttemptFenced, BrokerUnreachable, IllegalTransition, RunUnknown, SchemaError, UsageError
 from flq.link import attempts, nodes, runs
 from flq.link.control import DbControl
@@ -13,7 +14,6 @@ from flq.wire.grid import Checkpoint
 from flq.wire.ids import RunId
 from flq.wire.runs import Job
 from flq.wire.status import RUN_TRANSITIONS, AttemptStatus, Outcome, RunStatus
-
 from tests.integration import link_acts as act
 from tests.integration.link_acts import Doors
 

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 
 import pytest
 from alembic.script import ScriptDirectory
+
 from flq.link import schema
 from flq.link.database import Database
 from flq.local.process import python, python_environment

@@ -6,13 +6,13 @@ import threading
 from collections.abc import Iterator
 
 import pytest
+
 from flq.link import attempts, runs
 from flq.link.control import DbControl
 from flq.link.database import Database
 from flq.link.superlink import SuperLink
 from flq.wire.runs import FeedCursor, Job
 from flq.wire.status import ProcessKind, ResultStatus, RunStatus
-
 from tests.integration import link_acts as act
 from tests.integration.link_acts import Doors
 from tests.waiting import eventually

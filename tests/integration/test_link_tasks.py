@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 
 import pytest
+
 from flq.errors import AttemptFenced, NodeUnknown, ObjectsMissing
 from flq.link import attempts, tasks
 from flq.link.database import Database
@@ -12,7 +13,6 @@ from flq.wire.fleet import NodeSpec
 from flq.wire.ids import NodeId
 from flq.wire.runs import FeedCursor
 from flq.wire.status import Outcome, ResultStatus, Verdict
-
 from tests.integration import link_acts as act
 from tests.integration.link_acts import Doors
 
