@@ -1,0 +1,67 @@
+"""The `flq` command as people use it: a process of its own, with a home of its own."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from flq.local.process import python_environment
+
+from tests.integration.local_home import processes
+
+PATIENCE = 60.0
+
+
+@dataclass(frozen=True)
+class Flq:
+    """Runs `flq` with `home` as its home."""
+
+    home: Path
+    variables: Mapping[str, str] = field(default_factory=dict)
+    python: str = sys.executable
+
+    @property
+    def environment(self) -> dict[str, str]:
+        """The environment of a person who has set FLQ_HOME and nothing else of flq's."""
+        others = {name: None for name in os.environ if name.startswith("FLQ_")}
+        return python_environment({**others, "FLQ_HOME": str(self.home), "NO_COLOR": "1", **self.variables})
+
+    def start(self, *arguments: str | Path, **options: Any) -> subprocess.Popen[str]:
+        """Start `flq ARGUMENTS`, its output in pipes."""
+        return subprocess.Popen(
+            [self.python, "-P", "-m", "flq", *map(str, arguments)],
+            env=self.environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE, **options,
+        )  # fmt: skip
+
+    def __call__(self, *arguments: str | Path, code: int = 0, **options: Any) -> str:
+        """What `flq ARGUMENTS` prints on stdout; it must exit with `code`."""
+        process = self.start(*arguments, **options)
+        try:
+            out, err = process.communicate(timeout=PATIENCE)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            out, err = process.communicate()
+        assert process.returncode == code, f"flq {' '.join(map(str, arguments))}: {process.returncode}\n{out}\n{err}"
+        return out
+
+    def json(self, *arguments: str | Path, code: int = 0) -> Any:
+        """The data of `flq ARGUMENTS --json`."""
+        envelope = json.loads(self(*arguments, "--json", code=code))
+        assert envelope["schema_version"] == 1
+        assert envelope["status"] == ("ok" if envelope["error"] is None else "error")
+        return envelope["data"] if envelope["error"] is None else envelope["error"]
+
+    def sql(self, query: str) -> list[dict[str, Any]]:
+        """The rows of a query."""
+        rows: list[dict[str, Any]] = self.json("sql", query)
+        return rows
+
+    def processes(self) -> list[int]:
+        """The pids of all that runs for this home."""
+        return processes(self.home)

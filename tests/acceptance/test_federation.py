@@ -1,0 +1,148 @@
+"""The embedded federation as a whole: first start, growth, monitoring, the death of its supervisor."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import sysconfig
+import urllib.request
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.acceptance.flq_command import Flq
+from tests.acceptance.make_app import make_app
+from tests.integration.local_home import temporary_home
+from tests.waiting import eventually
+
+pytestmark = pytest.mark.acceptance
+
+
+def test_run_starts_a_federation_says_so_and_leaves_it_up(cold: Flq, tmp_path: Path):
+    process = cold.start("run", make_app(tmp_path), "--wait", "--name", "first")
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == 0, out + err
+    assert "flq down" in err
+    assert cold.json("status")["state"] == "up"
+    assert len(cold.json("nodes")) == 2
+    cold("down")
+    assert cold.json("status", code=1)["code"] == "federation_down"
+    assert not cold.processes()
+    # the history is there again after the next start
+    cold("up")
+    assert [run["name"] for run in cold.json("ls")] == ["first"]
+
+
+def test_run_grows_the_federation_to_the_nodes_it_needs(cold: Flq, tmp_path: Path):
+    cold("up", "--nodes", "1")
+    before = cold.json("nodes")
+    cold("run", make_app(tmp_path), "--wait", "--nodes", "3", "--name", "grown")
+    assert len([node for node in cold.json("nodes") if node["online"]]) == 3
+    assert cold.json("nodes")[-1]["name"] in {node["name"] for node in before} | {"node-1", "node-3"}
+    assert cold.sql("select count(distinct node) as n from flq.tasks where run = 'grown'") == [{"n": 3}]
+
+
+def test_a_killed_supervisor_leaves_nothing_running_and_the_history_intact(cold: Flq, tmp_path: Path):
+    cold("run", make_app(tmp_path / "a"), "--wait", "--name", "before")
+    sleeper = make_app(
+        tmp_path / "b", client="""
+            import time
+            from flq.apps import ClientApp
+            app = ClientApp()
+
+            @app.train()
+            def train(message, context):
+                time.sleep(600)
+        """,
+    )  # fmt: skip
+    cold("run", sleeper, "--name", "busy")
+    leased = "select count(*) as n from flq.tasks where run = 'busy' and status = 'leased'"
+    eventually(lambda: cold.sql(leased)[0]["n"] == 2, what="clients at work")
+    running = cold.processes()
+    assert len(running) > 8
+    os.kill(cold.json("status")["pid"], signal.SIGKILL)
+    eventually(lambda: not cold.processes(), timeout=20, what="the end of every process")
+    assert not any(Path(f"/proc/{pid}/root").exists() and pid in cold.processes() for pid in running)
+    cold("run", tmp_path / "a", "--wait", "--name", "after")
+    found = {run["name"]: run["outcome"] for run in cold.json("ls")}
+    assert found["before"] == found["after"] == "completed"
+    assert "busy" in found
+
+
+def free_port() -> int:
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        return int(found.getsockname()[1])
+
+
+def get(url: str) -> Any:
+    with urllib.request.urlopen(url, timeout=5) as response:
+        return json.load(response)
+
+
+def test_celery_flower_lists_the_jobs_by_the_run_s_name(cold: Flq, tmp_path: Path):
+    cold("up")
+    url = f"http://127.0.0.1:{(port := free_port())}"
+    monitor = cold.start("monitor", "--port", str(port))
+    try:
+        def workers() -> bool:
+            try:
+                return bool(get(f"{url}/api/workers"))
+            except OSError:
+                return False
+
+        eventually(workers, timeout=30, what="the worker in Celery Flower")
+        cold("run", make_app(tmp_path), "--wait", "--name", "watched")
+        eventually(
+            lambda: any(
+                "watched" in str(job["kwargs"]) and job["state"] == "SUCCESS" for job in get(f"{url}/api/tasks").values()
+            ),
+            timeout=30,
+            what="the job in Celery Flower",
+        )
+    finally:
+        monitor.terminate()
+        monitor.communicate(timeout=20)
+
+
+def open_python() -> str:
+    """A Python of this version that every user can start: the one of this environment may be below root's home."""
+    for candidate in (sys.executable, f"/usr/bin/python3.{sys.version_info.minor}"):
+        with suppress(OSError):
+            if not subprocess.run([candidate, "-c", ""], user=4242, check=False).returncode:
+                return candidate
+    pytest.skip("no Python here that another user could start")
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can become another user")
+def test_a_plain_user_with_a_closed_home_folder(tmp_path: Path):
+    """Everything belongs to one uid that is in no user database, below a folder of mode 0700."""
+    with temporary_home(mode=0o700) as home:
+        app = make_app(home.parent / "app")
+        for path in (home.parent, *home.parent.rglob("*")):
+            os.chown(path, 4242, 4242)
+        packages = sysconfig.get_path("purelib")
+        flq = Flq(home, {"HOME": str(home.parent), "PYTHONPATH": packages}, python=open_python())
+        options: dict[str, Any] = {"user": 4242, "group": 4242, "extra_groups": [], "cwd": home.parent}
+        flq("run", app, "--wait", "--name", "plain", **options)
+        assert "plain" in flq("ls", **options)
+        flq("down", **options)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root has root's way of running Postgres")
+def test_root_below_a_closed_folder(tmp_path: Path):
+    closed = Path(subprocess.run(["mktemp", "-d", "-p", str(Path.home())], check=True, capture_output=True, text=True).stdout.strip())  # fmt: skip
+    flq = Flq(closed / "flq")
+    try:
+        flq("run", make_app(tmp_path), "--wait", "--name", "closed")
+        assert closed.stat().st_mode & 0o777 == 0o700
+    finally:
+        flq("down")
+        shutil.rmtree(closed)
