@@ -5,9 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 from alembic import context
+from sqlalchemy import Connection, text
+
 from flq.link import schema
 from flq.models import SCHEMA, Base
-from sqlalchemy import Connection, text
 
 LOCK_TIMEOUT = "3s"
 

@@ -64,7 +64,7 @@ class FleetDouble:
     """Implements `flq.wire.fleet.Fleet`; the methods after `disconnect` are the tests' own."""
 
     unreachable: bool = False
-    lose_answers: bool = False  # calls go through, their answers do not
+    lose_answers: set[str] = field(default_factory=set)  # these calls go through, their answers do not
     calls: Counter[str] = field(default_factory=Counter)
     objects: dict[ObjectHash, bytes] = field(default_factory=dict)
     results: dict[TaskId, Reply] = field(default_factory=dict)
@@ -160,8 +160,15 @@ class FleetDouble:
 
     def wait(self, seconds: float) -> Wake:
         with self._call("wait"):
-            self._change.wait_for(lambda: self._wake_tasks or self._wake_runs or self.unreachable, timeout=seconds)
+            mine = self._process
+
+            def over() -> bool:
+                return self.unreachable or not self.connected or self._process != mine
+
+            self._change.wait_for(lambda: self._wake_tasks or self._wake_runs or over(), timeout=seconds)
             self._check()
+            if over():
+                return Wake()  # the process has said goodbye; its successor is to be woken
             wake = Wake(tasks=self._wake_tasks, runs=self._wake_runs)
             self._wake_tasks = self._wake_runs = False
             return wake
@@ -206,6 +213,7 @@ class FleetDouble:
     def disconnect(self) -> None:
         with self._call("disconnect"):
             self.connected = False
+            self._change.notify_all()
 
     # --- for tests
 
@@ -325,7 +333,7 @@ class FleetDouble:
             self.calls[name] += 1
             self._check()
             yield
-            if self.lose_answers:
+            if name in self.lose_answers:
                 raise DatabaseUnreachable("the connection broke before the answer came")
 
     def _check(self) -> None:

@@ -279,30 +279,31 @@ class _Reader:
     def _array(self, row: Any) -> tuple[Any, _ArrayField]:
         if isinstance(row, list) and len(row) == _OPAQUE_ROW:
             key, dtype, shape, digest, stype, nbytes = row
-            if not isinstance(dtype, str) or not isinstance(stype, str) or stype == NUMPY_STYPE:
-                _refuse("an opaque array has no dtype or stype")
+            if not isinstance(dtype, str) or not isinstance(stype, str) or stype == NUMPY_STYPE or not _is_size(nbytes):
+                _refuse("an opaque array has no dtype, stype or size")
+            lengths = _shape(shape)
         else:
             key, dtype, shape, digest = _row(row, 4)
-            stype, nbytes = NUMPY_STYPE, None
-        lengths = _shape(shape)
-        if nbytes is None:
-            nbytes = _nbytes(dtype, lengths)
-        elif not _is_size(nbytes):
-            _refuse("an opaque array has no size")
-        if digest is None:
-            offset = self._inline(dtype, nbytes)
-            return key, _ArrayField(dtype, lengths, nbytes, stype, None, offset)
-        return key, _ArrayField(dtype, lengths, nbytes, stype, _hash(digest), 0)
+            lengths = _shape(shape)
+            stype, nbytes = NUMPY_STYPE, _nbytes(dtype, lengths)
+        if digest is not None:
+            return key, _ArrayField(dtype, lengths, nbytes, stype, _hash(digest), 0)
+        field = _ArrayField(dtype, lengths, nbytes, stype, None, self._inline(nbytes))
+        if stype == NUMPY_STYPE and dtype == "bool" and max(self._buffer(field), default=0) > 1:
+            _refuse("a bool array holds bytes other than 0 and 1")
+        return key, field
 
-    def _inline(self, dtype: str, nbytes: int) -> int:
+    def _buffer(self, field: _ArrayField) -> bytes:
+        return self.manifest[field.offset : field.offset + field.nbytes]
+
+    def _inline(self, nbytes: int) -> int:
+        """The place of the next inline array."""
         start = _aligned(self.end)
         end = start + _aligned(nbytes)
         if nbytes > INLINE_BYTES or end > len(self.manifest):
             _refuse("an inline array does not fit in it")
         if any(self.manifest[self.end : start]) or any(self.manifest[start + nbytes : end]):
             _refuse("there is something between its buffers")
-        if dtype == "bool" and nbytes and max(self.manifest[start : start + nbytes]) > 1:
-            _refuse("a bool array holds bytes other than 0 and 1")
         self.end = end
         return start
 

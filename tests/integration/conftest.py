@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import pytest
-from flq.link.database import Database
 
+from flq.link.database import Database
 from tests.integration.link_acts import Doors
 
 
