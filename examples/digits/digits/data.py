@@ -1,0 +1,71 @@
+"""The data: 1,797 images of 8 x 8 pixels, a fifth held out for the server, the rest split over the nodes."""
+
+from __future__ import annotations
+
+from functools import cache
+
+import numpy as np
+from numpy.typing import NDArray
+from sklearn.datasets import load_digits
+
+CLASSES = 10
+FEWEST = 8
+"""Every node gets at least so many images."""
+
+Images = NDArray[np.float32]
+Labels = NDArray[np.int64]
+
+
+@cache
+def load() -> tuple[Images, Labels]:
+    """All images, pixels from 0 to 1, and their labels."""
+    images, labels = load_digits(return_X_y=True)
+    return (images / 16).astype(np.float32), labels.astype(np.int64)
+
+
+def held_out(seed: int) -> tuple[Images, Labels]:
+    """The fifth that no node sees."""
+    images, labels = load()
+    test, _ = _split(labels, seed)
+    return images[test], labels[test]
+
+
+def partition(index: int, count: int, *, alpha: float, seed: int) -> tuple[Images, Labels]:
+    """The images of node `index` of `count`: for each digit, shares drawn from a Dirichlet distribution."""
+    images, labels = load()
+    _, rest = _split(labels, seed)
+    mine = _partitions(labels[rest], count, alpha, seed)[index]
+    return images[rest[mine]], labels[rest[mine]]
+
+
+def _split(labels: Labels, seed: int) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
+    """Indices of the held-out fifth and of the rest, the same part of every digit."""
+    rng = np.random.default_rng([seed, 0])
+    test = []
+    for digit in range(CLASSES):
+        members = rng.permutation(np.flatnonzero(labels == digit))
+        test.append(members[: round(len(members) / 5)])
+    chosen = np.sort(np.concatenate(test))
+    return chosen, np.setdiff1d(np.arange(len(labels)), chosen)
+
+
+def _partitions(labels: Labels, count: int, alpha: float, seed: int) -> list[NDArray[np.intp]]:
+    """Indices for each node, disjoint and complete."""
+    rng = np.random.default_rng([seed, 1, count])
+    parts: list[list[NDArray[np.intp]]] = [[] for _ in range(count)]
+    for digit in range(CLASSES):
+        members = rng.permutation(np.flatnonzero(labels == digit))
+        cuts = np.round(np.cumsum(rng.dirichlet(np.full(count, alpha)))[:-1] * len(members)).astype(int)
+        for part, piece in zip(parts, np.split(members, cuts), strict=True):
+            part.append(piece)
+    return _at_least([np.sort(np.concatenate(part)) for part in parts], min(FEWEST, len(labels) // count))
+
+
+def _at_least(parts: list[NDArray[np.intp]], fewest: int) -> list[NDArray[np.intp]]:
+    """Let the largest parts give to those that have too little."""
+    for index in range(len(parts)):
+        while len(parts[index]) < fewest:
+            largest = max(range(len(parts)), key=lambda other: len(parts[other]))
+            parts[index] = np.append(parts[index], parts[largest][-1])
+            parts[largest] = parts[largest][:-1]
+    return parts

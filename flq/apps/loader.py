@@ -1,0 +1,96 @@
+"""Loads an app from its unpacked bundle into this process."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+import traceback
+from pathlib import Path
+from types import ModuleType
+from typing import TypeVar
+
+from flq.apps.clientapp import ClientApp
+from flq.apps.project import load_project
+from flq.apps.serverapp import ServerApp
+from flq.errors import AppLoadError
+
+App = TypeVar("App", ServerApp, ClientApp)
+
+
+def load_serverapp(folder: Path) -> ServerApp:
+    """The ServerApp of the project in `folder`, whose modules go first from now on.
+
+    Raises `AppLoadError`, with the app's own exception as its cause, or `ProjectError`.
+    """
+    return _load(folder, load_project(folder).serverapp, ServerApp)
+
+
+def load_clientapp(folder: Path) -> ClientApp:
+    """The ClientApp of the project in `folder`, whose modules go first from now on.
+
+    Raises `AppLoadError`, with the app's own exception as its cause, or `ProjectError`.
+    """
+    return _load(folder, load_project(folder).clientapp, ClientApp)
+
+
+def _load(folder: Path, component: str, kind: type[App]) -> App:
+    _go_first(folder)
+    module_name, _, path = component.partition(":")
+    found: object = _import(module_name, folder)
+    for name in path.split("."):
+        try:
+            found = getattr(found, name)
+        except AttributeError as exc:
+            raise AppLoadError(f"the module {module_name} has no {path!r}, which pyproject.toml names") from exc
+    if not isinstance(found, kind):
+        raise AppLoadError(
+            f"{component} is no {kind.__name__} but {_described(found)}",
+            hint=f"pyproject.toml names an object made by {kind.__name__}()",
+        )
+    return found
+
+
+def _go_first(folder: Path) -> None:
+    for path in (folder / "src", folder):
+        if path.is_dir():
+            if str(path) in sys.path:
+                sys.path.remove(str(path))
+            sys.path.insert(0, str(path))
+    importlib.invalidate_caches()
+
+
+def _import(module_name: str, folder: Path) -> ModuleType:
+    try:
+        return importlib.import_module(module_name)
+    except ModuleNotFoundError as exc:
+        if exc.name is not None and (module_name == exc.name or module_name.startswith(f"{exc.name}.")):
+            raise AppLoadError(f"the app has no module {module_name}, which pyproject.toml names") from exc
+        raise AppLoadError(
+            f"the app needs the module {exc.name}, which is not installed here",
+            hint="list it in [project] dependencies and install it where the app runs",
+        ) from exc
+    except (Exception, SystemExit) as exc:
+        raise AppLoadError(f"importing {module_name} failed:\n{app_frames(exc, folder)}") from exc
+
+
+def _described(value: object) -> str:
+    return f"the class {value.__name__}" if isinstance(value, type) else f"of type {type(value).__name__}"
+
+
+def app_frames(exc: BaseException, folder: Path) -> str:
+    """The traceback of `exc` and its causes with the app's own frames only, ending with the error itself."""
+    shown = traceback.TracebackException.from_exception(exc, compact=True)
+    root = folder.absolute()
+    _cut(shown, (root, root.resolve()), set())
+    return "".join(shown.format()).rstrip()
+
+
+def _cut(shown: traceback.TracebackException, roots: tuple[Path, ...], seen: set[int]) -> None:
+    if id(shown) in seen:
+        return
+    seen.add(id(shown))
+    own = [frame for frame in shown.stack if any(Path(frame.filename).is_relative_to(root) for root in roots)]
+    shown.stack = traceback.StackSummary.from_list(own)
+    for other in (shown.__cause__, shown.__context__, *(shown.exceptions or ())):
+        if other is not None:
+            _cut(other, roots, seen)

@@ -1,0 +1,54 @@
+"""What strategies need of a Grid: four methods, and more where the run is to survive a restart."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Protocol, runtime_checkable
+
+from flq.apps.grid import SavedRound, Training
+from flq.wire.message import Message
+from flq.wire.records import RecordDict
+
+
+class MessageGrid(Protocol):
+    """Sends messages and receives replies: all that a strategy must have, so that apps can be tested without flq."""
+
+    def get_node_ids(self) -> Iterable[int]:
+        """The nodes that are online."""
+
+    def push_messages(self, messages: Iterable[Message]) -> Iterable[str | None]:
+        """Send messages; their ids."""
+
+    def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
+        """The replies that have come in."""
+
+    def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> Iterable[Message]:
+        """Send messages and wait for their replies."""
+
+
+@runtime_checkable
+class DurableGrid(Protocol):
+    """Records rounds, so that another attempt of the run goes on behind the last one."""
+
+    def begin_training(self, rounds: int) -> Training:
+        """A training of so many rounds begins."""
+
+    def commit_round(self, server_round: int, content: RecordDict, metrics: Mapping[str, float]) -> None:
+        """Record a finished round."""
+
+    def last_checkpoint(self) -> SavedRound | None:
+        """The newest committed round of the run."""
+
+    def continue_at(self, sequence: int) -> None:
+        """Number pushes on from here."""
+
+    def record_metrics(self, server_round: int, metrics: Mapping[str, float]) -> None:
+        """Record named numbers of a round."""
+
+
+@runtime_checkable
+class WaitingGrid(Protocol):
+    """Can wait without asking again and again."""
+
+    def wait(self, seconds: float) -> None:
+        """Return when something may have happened, or after `seconds`."""
