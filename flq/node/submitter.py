@@ -1,0 +1,239 @@
+"""Hands in replies. Whatever has finished while one submission was under way goes into the next: no timer delays any.
+
+The arrays of a reply that are objects are stored before it is handed in, in threads of their own, so that a large
+reply does not hold up the small ones.
+"""
+
+from __future__ import annotations
+
+import mmap
+from collections import deque
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+from flq.errors import ObjectsMissing, ObjectUnknown, Unreachable
+from flq.log import get
+from flq.node.cache import ObjectCache
+from flq.node.lane import Lane
+from flq.node.outage import Backoff, Outage
+from flq.node.protocol import capped
+from flq.node.reactor import Reactor, Timer
+from flq.node.state import ClientStates
+from flq.node.tasks import HeldTask
+from flq.wire.fleet import Fleet, Reply
+from flq.wire.ids import ObjectHash, TaskId
+from flq.wire.message import ErrorCode
+from flq.wire.status import ResultStatus, Verdict
+
+log = get(__name__)
+
+UPLOAD_THREADS = 2
+UPLOAD_TRIES = 3
+MOST_AT_ONCE = 512
+MOST_BYTES_AT_ONCE = 16 << 20
+
+
+@dataclass(slots=True, eq=False)
+class Outgoing:
+    """A reply on its way. `files` are the arrays that the worker has written for it."""
+
+    task: HeldTask
+    reply: Reply
+    files: Mapping[ObjectHash, Path] = field(default_factory=dict)
+    uploads: int = 0
+    alone: bool = False
+    """Goes by itself, because a batch that it was in was refused."""
+
+
+Settled = Callable[[HeldTask, Verdict], None]
+
+
+class Submitter:
+    """Keeps replies until the SuperLink has said what became of them.
+
+    `settled` is called once for every task, after its client state was promoted or dropped.
+    """
+
+    def __init__(
+        self,
+        fleet: Fleet,
+        reactor: Reactor,
+        outage: Outage,
+        *,
+        cache: ObjectCache,
+        states: ClientStates,
+        settled: Settled,
+    ) -> None:
+        self._fleet = fleet
+        self._reactor = reactor
+        self._outage = outage
+        self._cache = cache
+        self._states = states
+        self._settled = settled
+        self._lane = Lane("flq-submit", reactor)
+        self._uploads = Lane("flq-upload", reactor, threads=UPLOAD_THREADS)
+        self._pending: deque[Outgoing] = deque()
+        self._unsettled = 0
+        self._backoff = Backoff()
+        self._retry: Timer | None = None
+
+    @property
+    def idle(self) -> bool:
+        """Whether every reply is settled."""
+        return not self._unsettled
+
+    def offer(self, task: HeldTask, reply: Reply, files: Mapping[ObjectHash, Path] | None = None) -> None:
+        """Take a reply."""
+        if task.staged is not None:
+            try:
+                self._states.note_reply(task.staged, reply)
+            except OSError as exc:
+                # It is wanted only if this process is killed before the verdict.
+                log.warning("the reply of task %d could not be noted: %s", task.task_id, exc)
+        self._unsettled += 1
+        outgoing = Outgoing(task, reply, files or {})
+        if reply.objects:
+            self._upload(outgoing, Backoff())
+        else:
+            self._pending.append(outgoing)
+            self._submit()
+
+    def try_again(self) -> None:
+        """The SuperLink is reachable again: do not wait for the next try."""
+        if self._retry is not None:
+            self._retry.cancel()
+            self._retry = None
+            self._submit()
+
+    def close(self) -> None:
+        """End the threads."""
+        self._lane.close()
+        self._uploads.close()
+
+    def _upload(self, outgoing: Outgoing, backoff: Backoff) -> None:
+        def done(_nothing: None) -> None:
+            self._outage.succeeded()
+            self._pending.append(outgoing)
+            self._submit()
+
+        def failed(exc: Exception) -> None:
+            if isinstance(exc, Unreachable):
+                self._outage.failed(exc, what="storing a reply's arrays")
+                self._reactor.after(backoff.next(), lambda: self._upload(outgoing, backoff))
+                return
+            log.error("the arrays of a reply cannot be stored: %s", exc, exc_info=exc)
+            self._turn_into_error(
+                outgoing, ErrorCode.REPLY_MESSAGE_UNAVAILABLE, f"the reply's arrays cannot be stored: {exc}"
+            )
+            done(None)
+
+        outgoing.uploads += 1
+        self._uploads.call(lambda: self._store(outgoing), done=done, failed=failed)
+
+    def _store(self, outgoing: Outgoing) -> None:
+        """Store what the SuperLink does not have. Runs in an upload thread."""
+        for object_hash in sorted(self._fleet.missing(outgoing.reply.objects)):
+            # An array that the worker did not write is one that came with the message: it lies in the cache.
+            path = outgoing.files.get(object_hash, self._cache.path(object_hash))
+            try:
+                with (
+                    path.open("rb") as file,
+                    mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as mapping,
+                    memoryview(mapping) as view,
+                ):
+                    self._fleet.put(object_hash, view)
+            except FileNotFoundError:
+                raise ObjectUnknown(f"object {object_hash.hex()} is neither stored nor here") from None
+
+    def _submit(self) -> None:
+        if not self._pending or self._lane.busy or self._retry is not None:
+            return
+        batch = self._next_batch()
+        replies = [replace(outgoing.reply, key=outgoing.task.key) for outgoing in batch]
+
+        def done(verdicts: dict[TaskId, Verdict]) -> None:
+            self._outage.succeeded()
+            self._backoff.reset()
+            for outgoing, reply in zip(batch, replies, strict=True):
+                self._settle(outgoing, reply, verdicts.get(outgoing.task.task_id, Verdict.FENCED))
+            self._submit()
+
+        def failed(exc: Exception) -> None:
+            if isinstance(exc, Unreachable):
+                self._outage.failed(exc, what="handing in results")
+                self._pending.extendleft(reversed(batch))
+                self._retry = self._reactor.after(self._backoff.next(), self.try_again)
+                return
+            if isinstance(exc, ObjectsMissing):
+                self._store_again(batch, exc.hashes)
+            else:
+                self._split(batch, exc)
+            self._submit()
+
+        self._lane.call(lambda: self._fleet.submit(replies), done=done, failed=failed)
+
+    def _next_batch(self) -> list[Outgoing]:
+        batch = [self._pending.popleft()]
+        size = len(batch[0].reply.manifest)
+        while self._pending and not batch[0].alone and len(batch) < MOST_AT_ONCE:
+            size += len(self._pending[0].reply.manifest)
+            if self._pending[0].alone or size > MOST_BYTES_AT_ONCE:
+                break
+            batch.append(self._pending.popleft())
+        return batch
+
+    def _settle(self, outgoing: Outgoing, reply: Reply, verdict: Verdict) -> None:
+        task = outgoing.task
+        if verdict is Verdict.FENCED and reply.key.token != task.key.token:
+            # It was claimed anew meanwhile, by us: the work is done, only the key was old.
+            self._pending.append(outgoing)
+            return
+        if task.staged is not None:
+            if verdict is Verdict.FENCED:
+                self._states.drop(task.staged)
+            else:
+                self._states.promote(task.staged)
+        self._unsettled -= 1
+        self._settled(task, verdict)
+
+    def _store_again(self, batch: list[Outgoing], missing: frozenset[bytes]) -> None:
+        for outgoing in reversed(batch):
+            if not outgoing.reply.objects & missing:
+                self._pending.appendleft(outgoing)
+            elif outgoing.uploads < UPLOAD_TRIES:
+                self._upload(outgoing, Backoff())
+            else:
+                text = f"the reply's arrays were stored {UPLOAD_TRIES} times and are missing"
+                self._turn_into_error(outgoing, ErrorCode.REPLY_MESSAGE_UNAVAILABLE, text)
+                self._pending.appendleft(outgoing)
+
+    def _split(self, batch: list[Outgoing], exc: Exception) -> None:
+        """A batch was refused: hand each reply in by itself, so that the one that is wrong stands alone."""
+        if len(batch) > 1:
+            for outgoing in reversed(batch):
+                outgoing.alone = True
+                self._pending.appendleft(outgoing)
+            return
+        (outgoing,) = batch
+        log.error("a result was refused: %s", exc, exc_info=exc)
+        if outgoing.reply.status is ResultStatus.OK:
+            self._turn_into_error(
+                outgoing, ErrorCode.CLIENT_APP_RAISED_EXCEPTION, f"the SuperLink refused the reply: {exc}"
+            )
+            self._pending.appendleft(outgoing)
+        else:
+            self._settle(outgoing, replace(outgoing.reply, key=outgoing.task.key), Verdict.FENCED)
+
+    def _turn_into_error(self, outgoing: Outgoing, code: int, text: str) -> None:
+        outgoing.reply = Reply(
+            key=outgoing.task.key,
+            status=ResultStatus.ERROR,
+            error_code=code,
+            error_text=capped(text),
+            started_at=outgoing.reply.started_at,
+            ended_at=outgoing.reply.ended_at,
+        )
+        if outgoing.task.staged is not None:
+            self._states.drop(outgoing.task.staged)
+            outgoing.task.staged = None
