@@ -21,7 +21,7 @@ class DbFleet:
 
     def __init__(self, dsn: str) -> None:
         schema.check(dsn)
-        self._db = Database(dsn, application="flq supernode")
+        self._db = Database(dsn, application="flq supernode", size=10)
         self._beats = Database(dsn, application="flq supernode heartbeat", size=2)
         self._listener: notify.Listener | None = None
         self._process: ProcessSpec | None = None

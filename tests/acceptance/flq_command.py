@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any
 
 from flq.local.process import python_environment
-
 from tests.integration.local_home import processes
 
 PATIENCE = 60.0

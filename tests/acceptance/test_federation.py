@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import os
+import pwd
 import shutil
 import signal
 import socket
 import subprocess
 import sys
 import sysconfig
+import tempfile
 import urllib.request
 from contextlib import suppress
 from pathlib import Path
@@ -83,7 +85,7 @@ def free_port() -> int:
 
 
 def get(url: str) -> Any:
-    with urllib.request.urlopen(url, timeout=5) as response:
+    with urllib.request.urlopen(url, timeout=5) as response:  # noqa: S310 - http, on loopback
         return json.load(response)
 
 
@@ -92,6 +94,7 @@ def test_celery_flower_lists_the_jobs_by_the_run_s_name(cold: Flq, tmp_path: Pat
     url = f"http://127.0.0.1:{(port := free_port())}"
     monitor = cold.start("monitor", "--port", str(port))
     try:
+
         def workers() -> bool:
             try:
                 return bool(get(f"{url}/api/workers"))
@@ -100,13 +103,12 @@ def test_celery_flower_lists_the_jobs_by_the_run_s_name(cold: Flq, tmp_path: Pat
 
         eventually(workers, timeout=30, what="the worker in Celery Flower")
         cold("run", make_app(tmp_path), "--wait", "--name", "watched")
-        eventually(
-            lambda: any(
-                "watched" in str(job["kwargs"]) and job["state"] == "SUCCESS" for job in get(f"{url}/api/tasks").values()
-            ),
-            timeout=30,
-            what="the job in Celery Flower",
-        )
+
+        def listed() -> bool:
+            jobs = get(f"{url}/api/tasks").values()
+            return any("watched" in str(job["kwargs"]) and job["state"] == "SUCCESS" for job in jobs)
+
+        eventually(listed, timeout=30, what="the job in Celery Flower")
     finally:
         monitor.terminate()
         monitor.communicate(timeout=20)
@@ -116,21 +118,22 @@ def open_python() -> str:
     """A Python of this version that every user can start: the one of this environment may be below root's home."""
     for candidate in (sys.executable, f"/usr/bin/python3.{sys.version_info.minor}"):
         with suppress(OSError):
-            if not subprocess.run([candidate, "-c", ""], user=4242, check=False).returncode:
+            if not subprocess.run([candidate, "-c", ""], user="nobody", check=False).returncode:
                 return candidate
     pytest.skip("no Python here that another user could start")
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can become another user")
 def test_a_plain_user_with_a_closed_home_folder(tmp_path: Path):
-    """Everything belongs to one uid that is in no user database, below a folder of mode 0700."""
+    """Everything belongs to one who is not root, below a folder that nobody else may enter."""
+    user = pwd.getpwnam("nobody")
     with temporary_home(mode=0o700) as home:
         app = make_app(home.parent / "app")
         for path in (home.parent, *home.parent.rglob("*")):
-            os.chown(path, 4242, 4242)
+            os.chown(path, user.pw_uid, user.pw_gid)
         packages = sysconfig.get_path("purelib")
         flq = Flq(home, {"HOME": str(home.parent), "PYTHONPATH": packages}, python=open_python())
-        options: dict[str, Any] = {"user": 4242, "group": 4242, "extra_groups": [], "cwd": home.parent}
+        options: dict[str, Any] = {"user": user.pw_uid, "group": user.pw_gid, "extra_groups": [], "cwd": home.parent}
         flq("run", app, "--wait", "--name", "plain", **options)
         assert "plain" in flq("ls", **options)
         flq("down", **options)
@@ -138,7 +141,7 @@ def test_a_plain_user_with_a_closed_home_folder(tmp_path: Path):
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root has root's way of running Postgres")
 def test_root_below_a_closed_folder(tmp_path: Path):
-    closed = Path(subprocess.run(["mktemp", "-d", "-p", str(Path.home())], check=True, capture_output=True, text=True).stdout.strip())  # fmt: skip
+    closed = Path(tempfile.mkdtemp(dir=Path.home()))
     flq = Flq(closed / "flq")
     try:
         flq("run", make_app(tmp_path), "--wait", "--name", "closed")

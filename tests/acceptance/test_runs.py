@@ -16,6 +16,11 @@ from tests.waiting import eventually
 pytestmark = pytest.mark.acceptance
 
 
+def on_training(statement: str) -> str:
+    """The client that begins its training with a statement."""
+    return CLIENT.replace('print("training', f'{statement}\n        print("training')
+
+
 def statuses(flq: Flq) -> dict[str, tuple[str, str]]:
     return {run["name"]: (run["status"], run["outcome"]) for run in flq.json("ls")}
 
@@ -30,7 +35,7 @@ def test_two_runs_at_once_with_different_apps_on_different_nodes(flq: Flq, tmp_p
         assert process.returncode == 0, out + err
     found = statuses(flq)
     assert found["first"] == found["second"] == ("finished", "completed")
-    tasks = flq.sql("select run, array_agg(distinct node order by node) as nodes, count(*) as n from flq.tasks group by 1")
+    tasks = flq.sql("select run, array_agg(distinct node) as nodes, count(*) as n from flq.tasks group by run")
     used = {row["run"]: (row["nodes"], row["n"]) for row in tasks}
     assert used["first"] == (["node-1", "node-2"], 8)
     assert used["second"] == (["node-3", "node-4"], 8)
@@ -68,9 +73,7 @@ def test_a_serverapp_that_raises_fails_its_run_and_shows_its_own_traceback(flq: 
 
 
 def test_a_clientapp_that_raises_is_an_error_result_with_its_traceback(flq: Flq, tmp_path: Path):
-    client = CLIENT.replace(
-        'print("training', 'if context.node_config["partition-id"] == 3: raise KeyError("no such column")\n        print("training'
-    )
+    client = on_training('if context.node_config["partition-id"] == 3: raise KeyError("no such column")')
     flq("run", make_app(tmp_path, client=client), "--wait", "--name", "one-bad")
     rows = flq.sql("select node, error_code, error_text from flq.tasks where run = 'one-bad' and status = 'error'")
     assert [row["node"] for row in rows] == ["node-4"] * 2
@@ -78,9 +81,7 @@ def test_a_clientapp_that_raises_is_an_error_result_with_its_traceback(flq: Flq,
 
 
 def test_a_clientapp_that_kills_its_process_does_not_harm_the_node(flq: Flq, tmp_path: Path):
-    client = CLIENT.replace(
-        'print("training', 'if context.node_config["partition-id"] == 0: import os; os.kill(os.getpid(), 9)\n        print("training'
-    )
+    client = on_training('if context.node_config["partition-id"] == 0: import os; os.kill(os.getpid(), 9)')
     flq("run", make_app(tmp_path / "a", client=client), "--wait", "--name", "crashes")
     rows = flq.sql("select node, error_text from flq.tasks where run = 'crashes' and status = 'error'")
     assert {row["node"] for row in rows} == {"node-1"}
@@ -88,7 +89,7 @@ def test_a_clientapp_that_kills_its_process_does_not_harm_the_node(flq: Flq, tmp
     flq("run", make_app(tmp_path / "b"), "--wait", "--name", "after-the-crash")
 
 
-SLOW = CLIENT.replace('print("training', 'import time; time.sleep(600)\n        print("training')
+SLOW = on_training("import time; time.sleep(600)")
 
 
 def processes_of(flq: Flq, run: str) -> list[Any]:

@@ -1,0 +1,110 @@
+"""`flq status`: the federation's processes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import datetime
+from typing import TYPE_CHECKING
+
+import click
+
+from flq.cli.federation import Place, control, federated
+from flq.cli.options import examples, json_option
+from flq.cli.output import Failure, ago, note, print_failure, print_json, print_table
+from flq.settings import Settings
+
+if TYPE_CHECKING:
+    from flq.local.federation import FederationStatus
+
+
+@dataclass(frozen=True, slots=True)
+class Process:
+    """A process of the embedded federation."""
+
+    name: str
+    pid: int | None
+    state: str
+    restarts: int
+    since: datetime
+    log: str
+
+
+@dataclass(frozen=True, slots=True)
+class Picture:
+    """All that is said of the embedded federation; addresses are not, since a DSN may hold a password."""
+
+    state: str
+    pid: int | None
+    nodes: int
+    processes: tuple[Process, ...]
+    error: str | None
+
+
+@click.command(
+    "status",
+    epilog=examples("flq status", "flq status --json | jq -r '.data.state'"),
+)
+@json_option
+@federated
+def command(*, settings: Settings, as_json: bool) -> int:
+    """Show whether the federation is up, and its processes.
+
+    Exits with 1 if the embedded federation is not up or one of its processes fails; with 5 if a federation with
+    a DSN cannot be reached.
+    """
+    if settings.dsn is not None:
+        _status_elsewhere(settings, settings.dsn, as_json=as_json)
+        return 0
+    from flq.local import federation
+
+    found = picture(federation.status(settings.home))
+    failure = _failure(found, settings)
+    if as_json:
+        print_json(found, failure)
+        return int(failure is not None)
+    print_picture(found)
+    if failure is not None:
+        print_failure(failure, as_json=False)
+    return int(failure is not None)
+
+
+def picture(found: FederationStatus) -> Picture:
+    """What is shown of a status."""
+    processes = tuple(
+        Process(process.name, process.pid, process.state, process.restarts, process.since, str(process.log))
+        for process in found.processes
+    )
+    return Picture(found.state, found.pid, found.nodes, processes, found.error)
+
+
+def print_picture(found: Picture) -> None:
+    """Print a status for people."""
+    if not found.processes:
+        return
+    note(f"{found.state}, {found.nodes} nodes, supervisor {found.pid}")
+    rows = [
+        (process.name, process.state, process.pid, process.restarts, ago(process.since), process.log)
+        for process in found.processes
+    ]
+    print_table(("PROCESS", "STATE", "PID", "RESTARTS", "SINCE", "LOG"), rows)
+
+
+def _failure(found: Picture, settings: Settings) -> Failure | None:
+    if found.state in {"down", "failed"}:
+        message = found.error or f"there is no federation below {settings.home}"
+        return Failure(f"federation_{found.state}", message, "start it: flq up")
+    failed = [process for process in found.processes if process.state == "failed"]
+    if failed:
+        names = ", ".join(process.name for process in failed)
+        return Failure("process_failed", f"failed: {names}", f"its log: {failed[0].log}")
+    return None
+
+
+def _status_elsewhere(settings: Settings, dsn: str, *, as_json: bool) -> None:
+    with control(Place(dsn, settings.broker)) as door:
+        nodes = door.nodes()
+    online = sum(node.online for node in nodes)
+    if as_json:
+        print_json({"state": "reachable", "federation": settings.federation, "nodes": len(nodes), "online": online})
+    else:
+        click.echo(f"{settings.federation}: reachable, {online} of {len(nodes)} nodes online")

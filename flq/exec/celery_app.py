@@ -1,0 +1,45 @@
+"""The Celery app of SuperExec: one queue, one job, JSON, and no state of its own.
+
+PostgreSQL knows which runs there are; a job is a hint that one of them wants to start. A job that is delivered
+twice, late or never does no harm, so jobs are acknowledged early and results are not kept.
+"""
+
+from __future__ import annotations
+
+from celery import Celery
+
+QUEUE = "flq.launch"
+LAUNCH = "flq.launch"
+"""The name of the one job. Its arguments are `run` (the run's name), `run_id` and `attempt`: nothing else."""
+
+_YEAR = 365 * 24 * 3600
+
+
+def create_app(broker: str) -> Celery:
+    """Make a Celery app that speaks to `broker`; jobs are added by `jobs.register`."""
+    app = Celery("flq", broker=broker, set_as_current=False)
+    app.conf.update(
+        accept_content=["json"],
+        task_serializer="json",
+        result_backend=None,
+        task_ignore_result=True,
+        task_default_queue=QUEUE,
+        task_create_missing_queues=True,
+        task_acks_late=False,
+        task_track_started=True,
+        task_send_sent_event=True,
+        worker_send_task_events=True,
+        worker_prefetch_multiplier=1,
+        worker_disable_prefetch=True,  # a job that this SuperExec has no slot for is left to another one
+        worker_hijack_root_logger=False,
+        worker_redirect_stdouts=False,
+        worker_enable_remote_control=True,
+        worker_proc_alive_timeout=30,
+        broker_connection_retry_on_startup=True,
+        broker_connection_max_retries=None,
+        broker_connection_timeout=2,
+        # Redis would deliver a job again that it thinks was lost; that is the dispatcher's work.
+        broker_transport_options={"visibility_timeout": _YEAR, "socket_connect_timeout": 2},
+        enable_utc=True,
+    )
+    return app

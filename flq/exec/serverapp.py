@@ -1,0 +1,169 @@
+"""The entry of a ServerApp's process: `python -m flq.exec.serverapp ORDERS REPORT PARENT`.
+
+ORDERS and REPORT are descriptors of inherited pipes (see `handover`), PARENT is the pid of the launcher. The process
+imports what any ServerApp needs, then waits for its credentials: so it can be started ahead of its run.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import socket
+import sys
+from collections.abc import Callable
+from contextlib import closing, suppress
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from flq.errors import AppLoadError, AttemptFenced, FlqError, ProjectError, Unreachable
+from flq.exec.handover import Credentials, Report, work_folder
+from flq.exec.lifeline import die_with
+from flq.exec.streams import start_clean, tell
+
+if TYPE_CHECKING:
+    from flq.apps import Context, Grid
+    from flq.link.grid import DbGrid
+    from flq.wire.runs import RunInfo
+
+    App = Callable[[Grid, Context], None]
+
+_NUMPY_SEEDS = 2**32
+
+
+def main(arguments: list[str]) -> int:
+    """Become the ServerApp of the attempt whose credentials come in; returns the exit code."""
+    orders, report, parent = (int(argument) for argument in arguments)
+    die_with(parent, signal.SIGKILL)
+    start_clean(orders, report)
+    _import_ahead()
+    with os.fdopen(orders, "rb") as pipe:
+        data = pipe.read()
+    if not data:
+        return 0  # nobody needs this process any more
+    end = execute(Credentials.decode(data))
+    with suppress(OSError):  # a full disk or a closed stream is no reason to lose the report
+        sys.stdout.flush()
+        sys.stderr.flush()
+    with os.fdopen(report, "wb") as pipe:
+        pipe.write(end.encode())
+    return 0 if end.outcome == "completed" else 1
+
+
+def execute(credentials: Credentials) -> Report:
+    """Execute one attempt from the top of the app's `main`, and judge how it ended."""
+    from flq.link.grid import DbGrid
+    from flq.wire.ids import RunId
+
+    folder = None
+    try:
+        run_id, token, attempt = RunId(credentials.run_id), credentials.token, credentials.attempt
+        with closing(DbGrid(credentials.dsn, run_id=run_id, token=token, attempt=attempt)) as door:
+            run = door.run()
+            folder = _unpack(door, run, credentials.home)
+            _work_in(work_folder(credentials.home, run.name))
+            _execute(door, run, folder, attempt)
+    except BaseException as exc:  # noqa: BLE001 - the app's code may raise anything, and this is where it ends
+        return _judge(exc, folder)
+    return Report(outcome="completed")
+
+
+def _execute(door: DbGrid, run: RunInfo, folder: Path, attempt: int) -> None:
+    from flq.apps import Context, Grid, RecordDict
+    from flq.apps.loader import load_serverapp
+    from flq.wire.ids import SUPERLINK_NODE_ID
+
+    _check_dependencies(folder)
+    _seed(run.seed)
+    app = load_serverapp(folder)
+    _seed(run.seed)  # loading may have drawn numbers, or brought torch
+    grid = Grid(door)
+    context = Context(
+        run_id=run.run_id,
+        node_id=SUPERLINK_NODE_ID,
+        node_config={},
+        state=RecordDict(),
+        run_config=dict(run.config),
+        attempt=attempt,
+    )
+    door.begin()
+    app(grid, context)
+
+
+def _check_dependencies(folder: Path) -> None:
+    """Raise `AppLoadError` if something is not installed that the app depends on."""
+    from flq.apps.deps import missing_dependencies
+    from flq.apps.project import load_project
+
+    missing = missing_dependencies(load_project(folder))
+    if missing:
+        raise AppLoadError(
+            f"the app needs {', '.join(missing)}, which the SuperExec on {socket.gethostname()} does not have",
+            hint=f"install it there: {sys.executable} -m pip install {' '.join(map(repr, missing))}",
+        )
+
+
+def _import_ahead() -> None:
+    import flq.apps
+    import flq.apps.bundle
+    import flq.apps.loader
+    import flq.link.grid  # noqa: F401 - imported so that the run does not wait for it
+
+
+def _unpack(door: DbGrid, run: RunInfo, home: Path) -> Path:
+    from flq.apps.bundle import unpack
+
+    return unpack(door.bundle(run.bundle), run.bundle, home / "apps")
+
+
+def _seed(seed: int) -> None:
+    import numpy as np
+
+    random.seed(seed)
+    np.random.seed(seed % _NUMPY_SEEDS)  # noqa: NPY002 - it is the app that may use the old generator
+    if "torch" in sys.modules:
+        sys.modules["torch"].manual_seed(seed)
+
+
+def _work_in(folder: Path) -> None:
+    """Give the app a working folder of the run's own."""
+    folder.mkdir(parents=True, exist_ok=True)
+    os.chdir(folder)
+
+
+def _judge(exc: BaseException, folder: Path | None) -> Report:
+    match exc:
+        case AttemptFenced():
+            tell(f"this attempt ends: {exc}", level="WARNING")
+            return Report(outcome="fenced", reason=f"ServerApp was fenced: {exc}")
+        case Unreachable():
+            tell(f"this attempt ends: {exc}", level="ERROR")
+            return Report(outcome="lost", reason=f"ServerApp lost its SuperLink: {exc}")
+        case SystemExit(code=None | 0):
+            return Report(outcome="completed")
+        case SystemExit():
+            reason = f"ServerApp exited with {exc.code!r}"
+        case KeyboardInterrupt():
+            reason = "ServerApp was interrupted"
+        case AppLoadError() | ProjectError():
+            reason = exc.message.partition("\n")[0]
+        case _:
+            text = str(exc).strip().partition("\n")[0]
+            reason = f"ServerApp raised {type(exc).__name__}" + (f": {text}" if text else "")
+    error = _told(exc, folder)
+    tell(error, level="ERROR")
+    return Report(outcome="failed", reason=reason, error=error)
+
+
+def _told(exc: BaseException, folder: Path | None) -> str:
+    """The error for the app's author: the traceback within the app, or what we say of it with our hint."""
+    from flq.apps.loader import app_frames
+
+    ours = isinstance(exc, AppLoadError | ProjectError)
+    told = str(exc) if ours or folder is None else app_frames(exc, folder)
+    hint = exc.hint if isinstance(exc, FlqError) else None
+    return f"{told.rstrip()}\nhint: {hint}" if hint else told.rstrip()
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,154 @@
+"""SuperExec: a Celery worker with a prefork pool whose children launch ServerApps.
+
+The main process serves Celery and says that it lives (`desk`); every child runs one attempt at a time (`launcher`).
+A shutdown, warm or cold, cuts the lifeline: the children end their ServerApps within seconds and give their attempts
+back, which the next SuperExec continues from their last checkpoint. Celery alone would wait for them for hours.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import socket
+import uuid
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+from celery import Celery, signals
+from celery.exceptions import SecurityWarning
+from celery.worker.autoscale import Autoscaler
+
+import flq
+from flq import log, settings
+from flq.exec import jobs
+from flq.exec.celery_app import create_app
+from flq.exec.desk import Desk, Stop
+from flq.exec.launcher import Launcher
+from flq.exec.lifeline import Lifeline
+from flq.wire.ids import RunId
+from flq.wire.runs import ProcessSpec
+from flq.wire.status import ProcessKind
+
+HEARTBEAT_SECONDS = 5
+"""How often Celery Flower hears of the worker."""
+
+
+def run(dsn: str, broker: str, *, slots: int, name: str, home: Path) -> int:
+    """Serve until a signal ends it; returns the exit code.
+
+    `name` tells this SuperExec from others on the same host. Raises `DatabaseUnreachable`.
+    """
+    log.to_stderr()
+    _share_log_with_celery()
+    warnings.simplefilter("ignore", SecurityWarning)  # of root: jobs are JSON, and run no code that they carry
+    spec = _spec(slots)
+    desk = Desk(dsn, spec)
+    desk.register()
+    lifeline = Lifeline()
+    launcher = Launcher(dsn=dsn, process_id=spec.process_id, home=home, lifeline=lifeline, threads=os.cpu_count() or 1)
+    app = create_app(broker)
+    jobs.register(app, launcher.launch)
+    with Hooks(launcher, desk, lifeline):
+        worker = _worker(app, slots=slots, name=name)
+        try:
+            worker.start()
+        finally:
+            lifeline.cut()
+            desk.close()
+    return int(worker.exitcode or 0)
+
+
+class Hooks:
+    """What happens at Celery's signals. A context: connected while it lasts."""
+
+    def __init__(self, launcher: Launcher, desk: Desk, lifeline: Lifeline) -> None:
+        self._launcher = launcher
+        self._desk = desk
+        self._lifeline = lifeline
+        self._receivers: tuple[tuple[Any, Callable[..., None]], ...] = (
+            (signals.setup_logging, self._leave_logging),
+            (signals.worker_process_init, self._child_started),
+            (signals.worker_ready, self._ready),
+            (signals.task_revoked, self._revoked),
+        )
+
+    def __enter__(self) -> None:
+        for when, receiver in self._receivers:
+            when.connect(receiver, weak=False)
+
+    def __exit__(self, *_: object) -> None:
+        for when, receiver in self._receivers:
+            when.disconnect(receiver)
+
+    def _leave_logging(self, **_: object) -> None:
+        """Connected so that Celery leaves the loggers as they are."""
+
+    def _child_started(self, **_: object) -> None:
+        self._launcher.settle()
+
+    def _ready(self, **_: object) -> None:
+        for signum in (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT):
+            self._cut_lifeline_at(signum)
+        self._desk.open()
+        settings.announce_ready()
+
+    def _revoked(self, request: Any, *, terminated: bool, **_: object) -> None:
+        reason = "its job was terminated through Celery" if terminated else "its job was revoked through Celery"
+        job = request.kwargs
+        self._desk.stop_run(Stop(RunId(job["run_id"]), job["attempt"], reason))
+
+    def _cut_lifeline_at(self, signum: signal.Signals) -> None:
+        celerys = signal.getsignal(signum)
+
+        def handle(number: int, frame: FrameType | None) -> None:
+            self._lifeline.cut()
+            if callable(celerys):
+                celerys(number, frame)
+
+        signal.signal(signum, handle)
+
+
+class Growing(Autoscaler):  # type: ignore[misc]
+    """Starts a pool child when a job needs one, and keeps it: most federations never run several ServerApps at once.
+
+    Celery's own one ends idle children by SIGTERM, and cannot tell whether a job is just on its way to one of them.
+    """
+
+    def scale_down(self, n: int) -> None:
+        """Keep what there is."""
+
+
+def _worker(app: Celery, *, slots: int, name: str) -> Any:
+    return app.Worker(
+        hostname=f"{name}@{socket.gethostname()}",
+        pool="prefork",
+        concurrency=slots,
+        autoscale=(slots, 1),
+        autoscaler_cls=Growing,
+        heartbeat_interval=HEARTBEAT_SECONDS,
+        without_gossip=True,  # several SuperExecs know of each other through PostgreSQL
+        without_mingle=True,
+        quiet=True,
+    )
+
+
+def _spec(slots: int) -> ProcessSpec:
+    return ProcessSpec(
+        process_id=uuid.uuid4().hex,
+        kind=ProcessKind.SUPEREXEC,
+        host=socket.gethostname(),
+        pid=os.getpid(),
+        version=flq.__version__,
+        slots=slots,
+    )
+
+
+def _share_log_with_celery() -> None:
+    for celerys in (logging.getLogger("celery"), logging.getLogger("kombu")):
+        celerys.handlers[:] = logging.getLogger("flq").handlers
+        celerys.propagate = False
+        celerys.setLevel(logging.WARNING)
