@@ -23,12 +23,17 @@ def command(*, settings: Settings, nodes: int | None, as_json: bool) -> None:
     """Start a federation on this machine.
 
     It consists of PostgreSQL, Valkey, a SuperLink, a SuperExec and a SuperNode that hosts N nodes. It stays up
-    until `flq down`. If it is up already it is left as it is, and grown if N is larger.
+    until `flq down`. One that is up already is grown if N is larger, and else an error: nothing is started twice.
     """
     require_embedded(settings, "started")
     from flq.local import federation
 
-    federation.ensure(settings.home, nodes=nodes, progress=note)
+    up = federation.status(settings.home)
+    if nodes is not None and up.addresses is not None and up.nodes < nodes:
+        note(f"growing from {up.nodes} to {nodes} nodes")
+        federation.grow(settings.home, nodes=nodes)
+    else:
+        federation.up(settings.home, nodes=nodes or federation.DEFAULT_NODES, progress=note)
     found = picture(federation.status(settings.home))
     if as_json:
         print_json(found)

@@ -149,13 +149,18 @@ def round_title(run: RunRow, found: RoundRow) -> str:
 
 
 def metric_words(metrics: Mapping[str, float]) -> list[str]:
-    """The metrics that say most, losses and accuracies first."""
+    """The metrics that say most: see `main_metrics`."""
     return [f"{name} {number(metrics[name])}" for name in main_metrics(metrics)[:_MOST_METRICS]]
 
 
 def main_metrics(names: Iterable[str]) -> list[str]:
-    """The names of metrics: losses first, then accuracies, then the others by name."""
-    return sorted(names, key=lambda name: ("loss" not in name, "acc" not in name, name))
+    """The names of metrics, those first that say most: what the server measured, and of each kind the loss first.
+
+    The nodes' metrics have `train_` or `eval_` in front (`flq.apps.strategy.history`).
+    """
+    return sorted(
+        names, key=lambda name: (name.startswith(("train_", "eval_")), "loss" not in name, "acc" not in name, name)
+    )
 
 
 def ended(run: RunRow) -> str:
