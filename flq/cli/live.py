@@ -53,10 +53,10 @@ class LiveView:
         self._reason = reason
 
     def end(self, run: RunRow) -> None:
-        """Take the bar away, and say how the run ended."""
+        """Take the bar away, and say why the run was cut; of one that completed, the last word is its app's."""
         self._live.stop()
-        style = "green" if run.outcome is Outcome.COMPLETED else "red"
-        Console(stderr=True, highlight=False).print(Text(ended(run), style=style), soft_wrap=True)
+        if run.outcome is not Outcome.COMPLETED:
+            Console(stderr=True, highlight=False).print(Text(ended(run), style="red"), soft_wrap=True)
 
     def _status(self, run: RunRow) -> RenderableType:
         words = f"{run.name} {run.status}"

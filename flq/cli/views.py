@@ -69,8 +69,9 @@ class StreamView:
         self._reason = reason
 
     def end(self, run: RunRow) -> None:
-        """Say how the run ended."""
-        note(ended(run))
+        """Say why the run was cut; of one that completed, the last word is its app's."""
+        if run.outcome is not Outcome.COMPLETED:
+            note(ended(run))
 
 
 class JsonView:

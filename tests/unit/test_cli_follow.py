@@ -50,9 +50,10 @@ def test_only_the_serverapps_output_goes_to_stdout(capsys: pytest.CaptureFixture
         "[node-1] theirs",
         "[superexec] it was killed",
         "round 1/3  2 nodes  loss 0.5  accuracy 0.8123  120 ms",
-        "brave-otter completed after 4.2 s",
     ]
     assert "\x1b" not in told.out + told.err
+    view.end(FAILED)
+    assert capsys.readouterr().err == "brave-otter failed after 4.2 s: ServerApp raised ValueError: boom\n"
 
 
 def test_a_round_is_told_once_when_it_has_finished(capsys: pytest.CaptureFixture[str]):
