@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 from digits import model
 from digits.data import Images, Labels, partition
 from flq.apps import ArrayRecord, ClientApp, Context, Message, MetricRecord, RecordDict
@@ -26,6 +27,9 @@ def train(msg: Message, context: Context) -> Message:
     images, labels = my_images(context)
     config = context.run_config
     weights = msg.content["arrays"].to_numpy_ndarrays()
+    server_round = msg.content["config"]["server-round"]
+    if server_round == 1:
+        print(f"{len(labels)} images, of each digit {np.bincount(labels, minlength=10).tolist()}")
     loss = model.train(
         weights,
         images,
@@ -34,7 +38,7 @@ def train(msg: Message, context: Context) -> Message:
         batch_size=int(config["batch-size"]),
         rate=float(config["learning-rate"]),
         # The same shuffles whenever this round is trained on this node, also after a crash.
-        seed=[int(config["seed"]), int(context.node_config["partition-id"]), msg.content["config"]["server-round"]],
+        seed=[int(config["seed"]), int(context.node_config["partition-id"]), server_round],
     )
     metrics = MetricRecord({"num-examples": len(labels), "train_loss": loss})
     return Message(RecordDict({"arrays": ArrayRecord(weights), "metrics": metrics}), reply_to=msg)
