@@ -1,0 +1,1 @@
+"""Benchmarks of flq beside its peers: `python -m benchmarks --help`, and docs/benchmarks.md."""
