@@ -9,26 +9,34 @@ Every error that flq raises on purpose is an `FlqError`: it has a message that n
     │   │   └── BundleError
     │   └── RunConfigError
     ├── TimeoutPassed             3   `--timeout` passed
+    ├── Interrupted             130   Ctrl-C
     ├── NotAllowed                4
     ├── Unreachable               5
     │   ├── DatabaseUnreachable
+    │   │   ├── DatabaseFull          no more connections, or no more room on its disk
+    │   │   └── DatabaseRefused   4   user, password or access rules
     │   └── BrokerUnreachable
     ├── SchemaError               1   the database is at another revision than this flq
     ├── WireError                 1
     │   └── CodecError                bytes that are no message of ours
     ├── LinkError                 1
     │   ├── RunUnknown, NodeUnknown, ObjectUnknown, ArtifactUnknown
+    │   ├── NodesMissing              fewer nodes are online than a run requires
     │   ├── IllegalTransition
     │   ├── AttemptFenced             another attempt has taken the run over
     │   ├── Superseded                another process hosts this node now
     │   ├── ObjectsMissing            a message names objects that are not stored
     │   ├── ObjectCorrupt
+    │   ├── QuotaExceeded             the run may not have so many open tasks, or store so much
     │   └── QueryError                `flq sql` was given a statement that fails
     ├── AppError                  1
     │   ├── AppLoadError
+    │   │   └── DependencyMissing
     │   └── StrategyError
-    └── LocalError                1   the embedded federation
+    └── LocalError                1   the embedded federation, and what it needs of this machine
         ├── FederationRunning
+        ├── DiskFull
+        ├── PortTaken
         └── ServerFailed
 """
 
@@ -85,6 +93,13 @@ class TimeoutPassed(FlqError):
     exit_code = 3
 
 
+class Interrupted(FlqError):
+    """Ctrl-C ended the command."""
+
+    code = "interrupted"
+    exit_code = 130
+
+
 class NotAllowed(FlqError):
     """This is not allowed."""
 
@@ -103,6 +118,19 @@ class DatabaseUnreachable(Unreachable):
     """PostgreSQL cannot be reached."""
 
     code = "database_unreachable"
+
+
+class DatabaseFull(DatabaseUnreachable):
+    """PostgreSQL has no room."""
+
+    code = "database_full"
+
+
+class DatabaseRefused(DatabaseUnreachable):
+    """PostgreSQL does not let us in."""
+
+    code = "database_refused"
+    exit_code = 4
 
 
 class BrokerUnreachable(Unreachable):
@@ -145,6 +173,12 @@ class NodeUnknown(LinkError):
     """There is no such node."""
 
     code = "node_unknown"
+
+
+class NodesMissing(LinkError):
+    """Too few nodes are online."""
+
+    code = "nodes_missing"
 
 
 class ObjectUnknown(LinkError):
@@ -193,6 +227,19 @@ class ObjectCorrupt(LinkError):
     code = "object_corrupt"
 
 
+class QuotaExceeded(LinkError):
+    """The run has reached one of its limits.
+
+    `passes` says whether there will be room once open tasks have finished: then the same call can be made again.
+    """
+
+    code = "quota_exceeded"
+
+    def __init__(self, message: str, *, passes: bool, hint: str | None = None) -> None:
+        super().__init__(message, hint=hint)
+        self.passes = passes
+
+
 class QueryError(LinkError):
     """PostgreSQL refused the query."""
 
@@ -211,6 +258,12 @@ class AppLoadError(AppError):
     code = "app_load"
 
 
+class DependencyMissing(AppLoadError):
+    """Something that the app depends on is not installed."""
+
+    code = "dependency_missing"
+
+
 class StrategyError(AppError):
     """The strategy cannot go on."""
 
@@ -227,6 +280,18 @@ class FederationRunning(LocalError):
     """The embedded federation is already running."""
 
     code = "federation_running"
+
+
+class DiskFull(LocalError):
+    """There is no room on the disk."""
+
+    code = "disk_full"
+
+
+class PortTaken(LocalError):
+    """An address is in use, or not of this machine."""
+
+    code = "port_taken"
 
 
 class ServerFailed(LocalError):

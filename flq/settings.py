@@ -25,6 +25,7 @@ from typing import Any
 from flq.errors import UsageError
 
 EMBEDDED = "embedded"
+POSTGRES_PORT = 5432
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,12 +82,20 @@ class Embedded:
 
     `pg_bin` is the folder of `initdb` and `postgres` (`FLQ_PG_BIN`), `valkey` the server's program
     (`FLQ_VALKEY_BIN`); None means those that came with flq. `postgres` is the table `[embedded.postgres]` of
-    `$FLQ_HOME/config.toml`: settings of the server, by their names there.
+    `$FLQ_HOME/config.toml`: settings of the server, by their names there. `install_deps` is `install-deps` of
+    `[embedded]`: whether to install what apps depend on, as `flq up --install-deps` does.
     """
 
     pg_bin: Path | None = None
     valkey: Path | None = None
     postgres: Mapping[str, Any] = field(default_factory=dict)
+    install_deps: bool = False
+
+    @property
+    def port(self) -> int:
+        """The port of PostgreSQL. Its socket is named after it, whether it listens there or not."""
+        found: int = self.postgres.get("port", POSTGRES_PORT)
+        return found
 
 
 def embedded(home: Path, *, environ: Mapping[str, str] = os.environ) -> Embedded:
@@ -95,11 +104,17 @@ def embedded(home: Path, *, environ: Mapping[str, str] = os.environ) -> Embedded
     table = _config_file(file).get("embedded", {})
     if not isinstance(table, dict) or not isinstance(table.get("postgres", {}), dict):
         raise UsageError(f"{file} cannot be read: embedded and embedded.postgres are tables")
+    if not isinstance(table.get("postgres", {}).get("port", POSTGRES_PORT), int):
+        raise UsageError(f"{file} cannot be read: embedded.postgres.port is a number")
+    install_deps = table.get("install-deps", False)
+    if not isinstance(install_deps, bool):
+        raise UsageError(f"{file} cannot be read: embedded.install-deps is true or false")
     pg_bin, valkey = environ.get("FLQ_PG_BIN"), environ.get("FLQ_VALKEY_BIN")
     return Embedded(
         pg_bin=Path(pg_bin) if pg_bin else None,
         valkey=Path(valkey) if valkey else None,
         postgres=table.get("postgres", {}),
+        install_deps=install_deps,
     )
 
 
@@ -125,10 +140,11 @@ def announce_ready(environ: MutableMapping[str, str] = os.environ) -> None:
 def _config_file(path: Path) -> dict[str, Any]:
     try:
         return tomllib.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return {}
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as exc:
-        raise UsageError(f"{path} cannot be read: {exc}") from exc
+        why = exc.strerror if isinstance(exc, OSError) else exc
+        raise UsageError(f"{path} cannot be read: {why}") from exc
 
 
 def _first(tables: list[dict[str, Any]], key: str) -> str | None:

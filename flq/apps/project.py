@@ -17,6 +17,7 @@ optimizer.lr = 0.1                  # "optimizer.lr" in the run's configuration
 
 from __future__ import annotations
 
+import difflib
 import re
 import tomllib
 from collections.abc import Iterator, Mapping
@@ -49,6 +50,8 @@ _COMPONENT = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*(\.[A-Za-z_]
 _NAME = re.compile(r"[A-Za-z0-9]([A-Za-z0-9._-]*[A-Za-z0-9])?")
 _TABLE = "tool.flq.app"
 _KNOWN = ("serverapp", "clientapp", "include", "exclude", "config")
+_EXAMPLE = '[tool.flq.app] with serverapp = "pkg.server:app" and clientapp = "pkg.client:app"'
+_TEXTS = {"project.name": "my-app", "project.version": "1.0.0"}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -78,7 +81,9 @@ def load_project(path: Path) -> Project:
     app = reader.table(_TABLE)
     unknown = sorted(app.keys() - set(_KNOWN))
     if unknown:
-        raise reader.error(f"{_TABLE}.{unknown[0]}", "is unknown", hint=f"known keys: {', '.join(_KNOWN)}")
+        near = difflib.get_close_matches(unknown[0], _KNOWN, n=1)
+        what = f"is unknown; did you mean {near[0]}?" if near else "is unknown"
+        raise reader.error(f"{_TABLE}.{unknown[0]}", what, hint=f"known keys: {', '.join(_KNOWN)}")
     return Project(
         path=path,
         name=reader.name(),
@@ -86,8 +91,8 @@ def load_project(path: Path) -> Project:
         serverapp=reader.component("serverapp"),
         clientapp=reader.component("clientapp"),
         config=dict(reader.config()),
-        dependencies=reader.texts("project.dependencies"),
-        include=reader.texts(f"{_TABLE}.include"),
+        dependencies=reader.requirements("project.dependencies"),
+        include=reader.includes(f"{_TABLE}.include"),
         exclude=reader.texts(f"{_TABLE}.exclude"),
         flq=reader.table("tool.flq"),
     )
@@ -96,10 +101,13 @@ def load_project(path: Path) -> Project:
 def _read_toml(file: Path) -> dict[str, Any]:
     try:
         return tomllib.loads(file.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise ProjectError(f"there is no {file}", hint="an app project is a folder with a pyproject.toml") from None
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as exc:
-        raise ProjectError(f"{file} cannot be read: {exc}") from exc
+    except (FileNotFoundError, NotADirectoryError):
+        missing = file if file.parent.is_dir() else f"folder {file.parent}"
+        raise ProjectError(f"there is no {missing}", hint="an app project is a folder with a pyproject.toml") from None
+    except OSError as exc:
+        raise ProjectError(f"{file} cannot be read: {exc.strerror}") from exc
+    except (UnicodeDecodeError, tomllib.TOMLDecodeError) as exc:
+        raise ProjectError(f"{file} cannot be read: {exc}", hint="it is to be TOML: https://toml.io") from exc
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,10 +132,10 @@ class _Reader:
             if self.get("tool.flwr.app") is not None:
                 hint = "this is a project for Flower (flwr); its sections are not read, add [tool.flq.app]"
             else:
-                hint = 'add [tool.flq.app] with serverapp = "pkg.server:app" and clientapp = "pkg.client:app"'
+                hint = f"add {_EXAMPLE}"
             raise self.error(f"[{path}]", "is missing", hint=hint)
         if not isinstance(value, dict):
-            raise self.error(f"[{path}]", "is not a table")
+            raise self.error(f"[{path}]", "is not a table", hint=f"for example: {_EXAMPLE}")
         return value
 
     def text(self, path: str, *, default: str | None = None) -> str:
@@ -135,7 +143,8 @@ class _Reader:
         if value is None and default is not None:
             return default
         if not isinstance(value, str) or not value:
-            raise self.error(path, "is missing" if value is None else f"is {value!r}; it must be text")
+            what = "is missing" if value is None else f"is {value!r}; it must be text"
+            raise self.error(path, what, hint=f'for example: {path.rpartition(".")[2]} = "{_TEXTS.get(path, "text")}"')
         return value
 
     def name(self) -> str:
@@ -151,6 +160,27 @@ class _Reader:
         if not isinstance(value, list) or not all(isinstance(item, str) and item for item in value):
             raise self.error(path, f"is {value!r}; it must be a list of texts")
         return tuple(value)
+
+    def includes(self, path: str) -> tuple[str, ...]:
+        found = self.texts(path)
+        for text in found:
+            if ".." in text.split("/"):
+                raise self.error(
+                    path, f"holds {text!r}, which leads out of the project", hint="put a copy of it into the project"
+                )
+        return found
+
+    def requirements(self, path: str) -> tuple[str, ...]:
+        from packaging.requirements import InvalidRequirement, Requirement
+
+        found = self.texts(path)
+        for text in found:
+            try:
+                Requirement(text)
+            except InvalidRequirement as exc:
+                first = str(exc).partition("\n")[0]
+                raise self.error(path, f"holds {text!r}, which is no requirement: {first}") from exc
+        return found
 
     def component(self, name: str) -> str:
         path = f"{_TABLE}.{name}"

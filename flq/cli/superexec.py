@@ -28,8 +28,9 @@ LEAST_SLOTS = 4
     help="How many ServerApps run at once [default: cores, 4 or more].",
 )
 @click.option("--name", default="superexec", show_default=True, help="Tells SuperExecs on one host from each other.")
+@click.option("--install-deps", is_flag=True, help="Install what apps depend on, below the home folder.")
 @federated
-def command(*, settings: Settings, slots: int | None, name: str) -> int:
+def command(*, settings: Settings, slots: int | None, name: str, install_deps: bool) -> int:
     """Run a SuperExec, until SIGTERM: a Celery worker that launches ServerApps.
 
     At SIGTERM it ends its ServerApps within seconds; their runs go on with the next SuperExec.
@@ -41,4 +42,4 @@ def command(*, settings: Settings, slots: int | None, name: str) -> int:
 
     schema.check(place.dsn)
     many = slots or max(LEAST_SLOTS, os.cpu_count() or 1)
-    return superexec.run(place.dsn, broker, slots=many, name=name, home=settings.home)
+    return superexec.run(place.dsn, broker, slots=many, name=name, home=settings.home, install_deps=install_deps)

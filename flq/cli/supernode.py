@@ -22,6 +22,7 @@ from flq.settings import Settings
         "flq supernode --name hospital-1 --node-config 'data=\"/data/ward-a\"' --label site=berlin",
         "flq supernode --name sim --nodes 100",
         "flq supernode --name ward --nodes 3 --node-config-file wards.toml",
+        "flq supernode --name trainer --slots 2 --gpus 0,1 --memory 16GB",
     ),
 )
 @click.option("--name", required=True, help="The node's name: its identity over restarts. With --nodes, a prefix.")
@@ -45,6 +46,22 @@ from flq.settings import Settings
     show_default=True,
     help="Keep a warm process for each run, or start one for each task.",
 )
+@click.option("--gpus", metavar="LIST", help="GPUs that ClientApps share: 0,1 or UUIDs, all, none.")
+@click.option("--memory", metavar="SIZE", help="Limit of memory for each ClientApp's process, such as 4GB.")
+@click.option("--install-deps", is_flag=True, help="Install what apps depend on, below the home folder.")
+@click.option(
+    "--cache",
+    type=click.Path(path_type=Path, file_okay=False),
+    help="Folder for apps, arrays and client state [default: nodes/NAME below the home folder].",
+)
+@click.option(
+    "--drain",
+    type=click.FloatRange(min=0),
+    default=30.0,
+    show_default=True,
+    metavar="S",
+    help="How many seconds tasks that run may take to finish at SIGTERM.",
+)
 @federated
 def command(
     *,
@@ -56,6 +73,11 @@ def command(
     node_config_file: Path | None,
     label: tuple[str, ...],
     isolation: Literal["run", "task"],
+    gpus: str | None,
+    memory: str | None,
+    install_deps: bool,
+    cache: Path | None,
+    drain: float,
 ) -> int:
     """Run a SuperNode, until SIGTERM: one process that hosts one or many nodes.
 
@@ -63,7 +85,8 @@ def command(
     """
     from flq.apps.project import parse_key_values
     from flq.link.fleet import DbFleet
-    from flq.node.options import SuperNodeOptions, load_node_config_file
+    from flq.node.devices import parse_gpus
+    from flq.node.options import SuperNodeOptions, load_node_config_file, parse_size
     from flq.node.supernode import SuperNode
 
     options = SuperNodeOptions(
@@ -74,7 +97,11 @@ def command(
         per_node_config={} if node_config_file is None else load_node_config_file(node_config_file),
         labels=_labels(label),
         isolation=isolation,
-        cache=settings.home / "nodes" / name,
+        cache=(cache or settings.home / "nodes" / name).absolute(),
+        environments=settings.home / "envs" if install_deps else None,
+        gpus=None if gpus is None else parse_gpus(gpus),
+        memory_bytes=None if memory is None else parse_size(memory),
+        drain_seconds=drain,
     )
     log.to_stderr()
     return SuperNode(DbFleet(find(settings).dsn), options).run()

@@ -17,9 +17,10 @@ from flq.settings import Settings
     epilog=examples("flq up", "flq up --nodes 10"),
 )
 @click.option("--nodes", type=click.IntRange(min=1), metavar="N", help="How many nodes it hosts [default: 2].")
+@click.option("--install-deps", is_flag=True, help="Install what apps depend on, below the home folder.")
 @json_option
 @federated
-def command(*, settings: Settings, nodes: int | None, as_json: bool) -> None:
+def command(*, settings: Settings, nodes: int | None, install_deps: bool, as_json: bool) -> None:
     """Start a federation on this machine.
 
     It consists of PostgreSQL, Valkey, a SuperLink, a SuperExec and a SuperNode that hosts N nodes. It stays up
@@ -29,11 +30,12 @@ def command(*, settings: Settings, nodes: int | None, as_json: bool) -> None:
     from flq.local import federation
 
     up = federation.status(settings.home)
-    if nodes is not None and up.addresses is not None and up.nodes < nodes:
+    if nodes is not None and up.addresses is not None and up.nodes < nodes and not install_deps:
         note(f"growing from {up.nodes} to {nodes} nodes")
         federation.grow(settings.home, nodes=nodes)
     else:
-        federation.up(settings.home, nodes=nodes or federation.DEFAULT_NODES, progress=note)
+        wanted = nodes or federation.DEFAULT_NODES
+        federation.up(settings.home, nodes=wanted, install_deps=install_deps, progress=note)
     found = picture(federation.status(settings.home))
     if as_json:
         print_json(found)

@@ -7,6 +7,9 @@ twice, late or never does no harm, so jobs are acknowledged early and results ar
 from __future__ import annotations
 
 from celery import Celery
+from kombu.transport import get_transport_cls
+
+from flq.errors import UsageError
 
 QUEUE = "flq.launch"
 LAUNCH = "flq.launch"
@@ -16,7 +19,11 @@ _YEAR = 365 * 24 * 3600
 
 
 def create_app(broker: str) -> Celery:
-    """Make a Celery app that speaks to `broker`; jobs are added by `jobs.register`."""
+    """Make a Celery app that speaks to `broker`; jobs are added by `jobs.register`.
+
+    Raises `UsageError` if that is no address of a broker. It is not quoted: it may hold a password.
+    """
+    _insist_on_address(broker)
     app = Celery("flq", broker=broker, set_as_current=False)
     app.conf.update(
         accept_content=["json"],
@@ -43,3 +50,16 @@ def create_app(broker: str) -> Celery:
         enable_utc=True,
     )
     return app
+
+
+def _insist_on_address(broker: str) -> None:
+    scheme, separator, _ = broker.partition("://")
+    try:
+        known = bool(separator and get_transport_cls(scheme.partition("+")[0]))
+    except (KeyError, ImportError):
+        known = False
+    if not known:
+        raise UsageError(
+            "the federation's broker has no address that Celery understands",
+            hint="FLQ_BROKER is like redis://broker.example.org/0, rediss:// with TLS, redis+socket:///run/valkey.sock",
+        )

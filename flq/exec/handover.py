@@ -17,13 +17,17 @@ MARK = "\x1e"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Credentials:
-    """What makes a process the ServerApp of one attempt of a run. Never in its environment or its arguments."""
+    """What makes a process the ServerApp of one attempt of a run. Never in its environment or its arguments.
+
+    `install_deps` allows it to install what its app depends on.
+    """
 
     dsn: str = field(repr=False)
     run_id: int
     token: int = field(repr=False)
     attempt: int
     home: Path
+    install_deps: bool = False
 
     def encode(self) -> bytes:
         """As the bytes that the process reads."""

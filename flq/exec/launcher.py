@@ -49,10 +49,19 @@ class Launcher:
     """Launches attempts. Made in the SuperExec's main process; `settle` makes it a pool child's own.
 
     It keeps one process ahead, which has imported what any ServerApp needs (`spare`), and uses it for one attempt.
+    `install_deps` allows ServerApps to install what their apps depend on.
     """
 
     def __init__(
-        self, *, dsn: str, process_id: str, home: Path, lifeline: Lifeline, threads: int, spare: bool = True
+        self,
+        *,
+        dsn: str,
+        process_id: str,
+        home: Path,
+        lifeline: Lifeline,
+        threads: int,
+        spare: bool = True,
+        install_deps: bool = False,
     ) -> None:
         self._dsn = dsn
         self._process_id = process_id
@@ -60,6 +69,7 @@ class Launcher:
         self._lifeline = lifeline
         self._threads = threads
         self._keeps_spare = spare
+        self._install_deps = install_deps
         self._spare: ServerAppProcess | None = None
         self._main = os.getpid()
         self._is_child = False
@@ -185,7 +195,12 @@ class Launcher:
 
     def _credentials(self, claim: AttemptClaim) -> Credentials:
         return Credentials(
-            dsn=self._dsn, run_id=claim.run.run_id, token=claim.token, attempt=claim.attempt, home=self._home
+            dsn=self._dsn,
+            run_id=claim.run.run_id,
+            token=claim.token,
+            attempt=claim.attempt,
+            home=self._home,
+            install_deps=self._install_deps,
         )
 
     def _process(self) -> ServerAppProcess:

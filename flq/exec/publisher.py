@@ -29,6 +29,20 @@ def publisher(broker: str) -> Callable[[Job], None]:
                 retry_policy=_RETRY,
             )
         except (OperationalError, OSError) as exc:
-            raise BrokerUnreachable("the Celery broker cannot be reached", hint=f"it answered: {exc}") from exc
+            raise _refusal(exc) from exc
 
     return publish
+
+
+def _refusal(exc: Exception) -> BrokerUnreachable:
+    said = str(exc).strip().partition("\n")[0]
+    for sign, what, hint in _FULL:
+        if sign in said:
+            return BrokerUnreachable(f"the Celery broker takes no jobs: {what}", hint=hint)
+    return BrokerUnreachable(f"the Celery broker cannot be reached: {said}", hint="start it, or correct FLQ_BROKER")
+
+
+_FULL = (
+    ("maxmemory", "its memory is full (maxmemory)", "raise its maxmemory, or free memory in it"),
+    ("MISCONF", "it cannot write to its disk (MISCONF)", "make room on its disk"),
+)

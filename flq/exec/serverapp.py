@@ -11,8 +11,8 @@ import random
 import signal
 import socket
 import sys
-from collections.abc import Callable
-from contextlib import closing, suppress
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -60,8 +60,10 @@ def execute(credentials: Credentials) -> Report:
         run_id, token, attempt = RunId(credentials.run_id), credentials.token, credentials.attempt
         with closing(DbGrid(credentials.dsn, run_id=run_id, token=token, attempt=attempt)) as door:
             run = door.run()
-            folder = _unpack(door, run, credentials.home)
-            _work_in(work_folder(credentials.home, run.name))
+            with _disk_explained():
+                folder = _unpack(door, run, credentials.home)
+                _work_in(work_folder(credentials.home, run.name))
+            _provide(folder, credentials)
             _execute(door, run, folder, attempt)
     except BaseException as exc:  # noqa: BLE001 - the app's code may raise anything, and this is where it ends
         return _judge(exc, folder)
@@ -73,7 +75,6 @@ def _execute(door: DbGrid, run: RunInfo, folder: Path, attempt: int) -> None:
     from flq.apps.loader import load_serverapp
     from flq.wire.ids import SUPERLINK_NODE_ID
 
-    _check_dependencies(folder)
     _seed(run.seed)
     app = load_serverapp(folder)
     _seed(run.seed)  # loading may have drawn numbers, or brought torch
@@ -90,22 +91,19 @@ def _execute(door: DbGrid, run: RunInfo, folder: Path, attempt: int) -> None:
     app(grid, context)
 
 
-def _check_dependencies(folder: Path) -> None:
-    """Raise `AppLoadError` if something is not installed that the app depends on."""
-    from flq.apps.deps import missing_dependencies
+def _provide(folder: Path, credentials: Credentials) -> None:
+    """Raise `AppLoadError` if something is not installed that the app depends on, unless it may be installed now."""
+    from flq.apps.environments import provide
     from flq.apps.project import load_project
 
-    missing = missing_dependencies(load_project(folder))
-    if missing:
-        raise AppLoadError(
-            f"the app needs {', '.join(missing)}, which the SuperExec on {socket.gethostname()} does not have",
-            hint=f"install it there: {sys.executable} -m pip install {' '.join(map(repr, missing))}",
-        )
+    environments = credentials.home / "envs" if credentials.install_deps else None
+    provide(load_project(folder), where=f"the SuperExec on {socket.gethostname()}", environments=environments)
 
 
 def _import_ahead() -> None:
     import flq.apps
     import flq.apps.bundle
+    import flq.apps.environments
     import flq.apps.loader
     import flq.link.grid  # noqa: F401 - imported so that the run does not wait for it
 
@@ -114,6 +112,19 @@ def _unpack(door: DbGrid, run: RunInfo, home: Path) -> Path:
     from flq.apps.bundle import unpack
 
     return unpack(door.bundle(run.bundle), run.bundle, home / "apps")
+
+
+@contextmanager
+def _disk_explained() -> Iterator[None]:
+    """Raise `AppLoadError` if the app has no place on this machine: that is no error of the app's."""
+    try:
+        yield
+    except OSError as exc:
+        where = f"{exc.filename}: {exc.strerror}" if exc.filename else exc.strerror
+        raise AppLoadError(
+            f"the app cannot be unpacked by the SuperExec on {socket.gethostname()}: {where}",
+            hint="make room there, and run it again",
+        ) from exc
 
 
 def _seed(seed: int) -> None:
@@ -132,6 +143,8 @@ def _work_in(folder: Path) -> None:
 
 
 def _judge(exc: BaseException, folder: Path | None) -> Report:
+    from flq.apps.loader import headline
+
     match exc:
         case AttemptFenced():
             tell(f"this attempt ends: {exc}", level="WARNING")
@@ -148,8 +161,7 @@ def _judge(exc: BaseException, folder: Path | None) -> Report:
         case AppLoadError() | ProjectError():
             reason = exc.message.partition("\n")[0]
         case _:
-            text = str(exc).strip().partition("\n")[0]
-            reason = f"ServerApp raised {type(exc).__name__}" + (f": {text}" if text else "")
+            reason = f"ServerApp raised {headline(exc)}"
     error = _told(exc, folder)
     tell(error, level="ERROR")
     return Report(outcome="failed", reason=reason, error=error)

@@ -11,6 +11,7 @@ import logging
 import os
 import signal
 import socket
+import threading
 import uuid
 import warnings
 from collections.abc import Callable
@@ -33,14 +34,20 @@ from flq.wire.ids import RunId
 from flq.wire.runs import ProcessSpec
 from flq.wire.status import ProcessKind
 
+logger = log.get(__name__)
+
 HEARTBEAT_SECONDS = 5
 """How often Celery Flower hears of the worker."""
 
+SHUTDOWN_SECONDS = 10.0
+"""How long Celery may take to shut down. ServerApps have ended long before; without its broker it might never."""
 
-def run(dsn: str, broker: str, *, slots: int, name: str, home: Path) -> int:
+
+def run(dsn: str, broker: str, *, slots: int, name: str, home: Path, install_deps: bool = False) -> int:
     """Serve until a signal ends it; returns the exit code.
 
-    `name` tells this SuperExec from others on the same host. Raises `DatabaseUnreachable`.
+    `name` tells this SuperExec from others on the same host. `install_deps` allows ServerApps to install what their
+    apps depend on. Raises `DatabaseUnreachable`.
     """
     log.to_stderr()
     _share_log_with_celery()
@@ -49,7 +56,14 @@ def run(dsn: str, broker: str, *, slots: int, name: str, home: Path) -> int:
     desk = Desk(dsn, spec)
     desk.register()
     lifeline = Lifeline()
-    launcher = Launcher(dsn=dsn, process_id=spec.process_id, home=home, lifeline=lifeline, threads=os.cpu_count() or 1)
+    launcher = Launcher(
+        dsn=dsn,
+        process_id=spec.process_id,
+        home=home,
+        lifeline=lifeline,
+        threads=os.cpu_count() or 1,
+        install_deps=install_deps,
+    )
     app = create_app(broker)
     jobs.register(app, launcher.launch)
     with Hooks(launcher, desk, lifeline):
@@ -69,6 +83,7 @@ class Hooks:
         self._launcher = launcher
         self._desk = desk
         self._lifeline = lifeline
+        self._leaving = False
         self._receivers: tuple[tuple[Any, Callable[..., None]], ...] = (
             (signals.setup_logging, self._leave_logging),
             (signals.worker_process_init, self._child_started),
@@ -106,10 +121,25 @@ class Hooks:
 
         def handle(number: int, frame: FrameType | None) -> None:
             self._lifeline.cut()
+            self._limit_shutdown()
             if callable(celerys):
                 celerys(number, frame)
 
         signal.signal(signum, handle)
+
+
+    def _limit_shutdown(self) -> None:
+        if not self._leaving:
+            self._leaving = True
+            timer = threading.Timer(SHUTDOWN_SECONDS, _leave)
+            timer.daemon = True
+            timer.start()
+
+
+def _leave() -> None:
+    """End this process as it is; its children end with it."""
+    logger.warning("Celery has not shut down within %g s; leaving", SHUTDOWN_SECONDS)
+    os._exit(1)
 
 
 class Growing(Autoscaler):  # type: ignore[misc]

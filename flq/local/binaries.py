@@ -75,6 +75,13 @@ def has_library(folder: Path, name: str) -> bool:
     return any(library.glob(f"{name}.*")) or any(library.glob(f"postgresql/{name}.*"))
 
 
+def postgres_folders(embedded: Embedded) -> Iterator[Path]:
+    """Every folder that may have programs of Postgres, the preferred one first."""
+    if embedded.pg_bin is not None:
+        yield embedded.pg_bin
+    yield from _postgres_folders()
+
+
 def _postgres_folders() -> Iterator[Path]:
     for name, folder in POSTGRES_WHEELS:
         wheel = _package(name)

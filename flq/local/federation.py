@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from flq.errors import FederationRunning, LocalError, ServerFailed, UsageError
-from flq.local import layout, state
+from flq.local import layout, room, state
 from flq.local.layout import Layout
 from flq.local.plan import SUPERNODE
 from flq.local.process import python, python_environment
@@ -48,6 +48,7 @@ class FederationStatus:
     processes: tuple[ProcessStatus, ...]
     state: FederationState
     error: str | None
+    hint: str | None = None
 
 
 def _silent(_message: str) -> None:
@@ -65,8 +66,9 @@ def status(home: Path) -> FederationStatus:
     pid = state.holder(where.lock)
     written = state.read(where.state)
     if pid is None:
-        failed = written is not None and written.state == "failed"
-        return _not_running("failed" if failed else "down", error=written.error if failed and written else None)
+        if written is None or written.state != "failed":
+            return _not_running("down")
+        return _not_running("failed", error=written.error, hint=written.hint)
     if written is None or written.pid != pid:
         return FederationStatus(
             running=True, pid=pid or None, nodes=0, addresses=None, processes=(), state="starting", error=None
@@ -82,11 +84,14 @@ def status(home: Path) -> FederationStatus:
     )
 
 
-def up(home: Path, *, nodes: int = DEFAULT_NODES, progress: Progress = _silent) -> Addresses:
+def up(
+    home: Path, *, nodes: int = DEFAULT_NODES, install_deps: bool = False, progress: Progress = _silent
+) -> Addresses:
     """Start the federation below `home`, hosting `nodes` nodes, and wait until it is up.
 
-    Raises `FederationRunning` if there is one or another process is just starting it, `LocalError` if the home
-    cannot be used, and `ServerFailed` if something does not come up; then nothing is left running.
+    With `install_deps` it installs what apps depend on, for as long as it is up. Raises `FederationRunning` if there
+    is one or another process is just starting it, `LocalError` if the home cannot be used, and `ServerFailed` if
+    something does not come up; then nothing is left running.
     """
     if nodes < 1:
         raise UsageError(f"a federation hosts at least one node, not {nodes}")
@@ -95,7 +100,8 @@ def up(home: Path, *, nodes: int = DEFAULT_NODES, progress: Progress = _silent) 
     pid = state.holder(where.lock)
     if pid is not None:
         raise _running(where, pid)
-    with _supervisor(where, nodes) as process:
+    room.insist(where.home, fresh=not where.pg_data.exists())
+    with _supervisor(where, nodes, *(["--install-deps"] if install_deps else [])) as process:
         return _wait_until_up(where, process, progress)
 
 
@@ -160,24 +166,26 @@ def down(home: Path, *, progress: Progress = _silent) -> bool:
     return True
 
 
-def _not_running(how: FederationState, *, error: str | None) -> FederationStatus:
-    return FederationStatus(running=False, pid=None, nodes=0, addresses=None, processes=(), state=how, error=error)
+def _not_running(how: FederationState, *, error: str | None = None, hint: str | None = None) -> FederationStatus:
+    return FederationStatus(
+        running=False, pid=None, nodes=0, addresses=None, processes=(), state=how, error=error, hint=hint
+    )
 
 
 def _running(where: Layout, pid: int) -> FederationRunning:
     return FederationRunning(
         f"the federation below {where.home} is already running (supervisor pid {pid})",
-        hint="`flq down` stops it",
+        hint="`flq status` shows it, `flq down` stops it",
     )
 
 
 @contextmanager
-def _supervisor(where: Layout, nodes: int) -> Iterator[subprocess.Popen[bytes]]:
+def _supervisor(where: Layout, nodes: int, *options: str) -> Iterator[subprocess.Popen[bytes]]:
     """A supervisor of its own session, which goes on after the block unless the block fails."""
     layout.rotate(where.supervisor_log)
     with open(where.supervisor_log, "ab", opener=_for_owner) as log:
         process = subprocess.Popen(
-            [*SUPERVISOR, "--home", str(where.home), "--nodes", str(nodes)],
+            [*SUPERVISOR, "--home", str(where.home), "--nodes", str(nodes), *options],
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=log,

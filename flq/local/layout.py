@@ -21,6 +21,7 @@ from urllib.parse import quote
 
 from flq.errors import LocalError
 from flq.local.state import Addresses
+from flq.settings import POSTGRES_PORT
 
 DATABASE = "flq"
 USER = "flq"
@@ -34,6 +35,7 @@ class Layout:
 
     home: Path
     run: Path
+    port: int = POSTGRES_PORT
 
     @property
     def lock(self) -> Path:
@@ -78,8 +80,9 @@ class Layout:
     @property
     def addresses(self) -> Addresses:
         """Where clients find the two servers."""
+        port = "" if self.port == POSTGRES_PORT else f" port={self.port}"
         return Addresses(
-            dsn=f"host={_conninfo_value(str(self.pg_run))} user={USER} dbname={DATABASE}",
+            dsn=f"host={_conninfo_value(str(self.pg_run))}{port} user={USER} dbname={DATABASE}",
             broker=f"redis+socket://{quote(str(self.valkey_socket))}",
         )
 
@@ -105,6 +108,8 @@ def make_home(layout: Layout) -> None:
     """
     try:
         layout.home.mkdir(parents=True, exist_ok=True, mode=_passable())
+    except FileExistsError as exc:
+        raise LocalError(f"{layout.home} cannot be created: a file has that name", hint=_HOME_HINT) from exc
     except OSError as exc:
         raise LocalError(f"{layout.home} cannot be created: {exc.strerror}", hint=_HOME_HINT) from exc
     if not os.access(layout.home, os.W_OK | os.X_OK):
@@ -113,8 +118,11 @@ def make_home(layout: Layout) -> None:
 
 def make_folders(layout: Layout) -> None:
     """Create the folders of logs and sockets. Raises `LocalError` if the sockets' folder is not ours."""
-    layout.log("any").parent.mkdir(exist_ok=True, mode=0o700)
-    layout.run.mkdir(exist_ok=True, mode=_passable())
+    for folder, mode in ((layout.log("any").parent, 0o700), (layout.run, _passable())):
+        try:
+            folder.mkdir(exist_ok=True, mode=mode)
+        except OSError as exc:
+            raise LocalError(f"{folder} cannot be created: {exc.strerror}", hint=_HOME_HINT) from exc
     if layout.run.parent != layout.home:
         _insist_on_ours(layout.run)
 

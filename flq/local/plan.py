@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import signal
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from flq import settings
 from flq.local import postgres, valkey
@@ -16,8 +16,15 @@ SUPEREXEC = "superexec"
 SUPERNODE = "supernode"
 
 
-def federation(layout: Layout, nodes: int) -> list[ChildSpec]:
+DRAIN_SECONDS = 8
+"""How long ClientApps may take to finish at the end: less than the grace of a child."""
+
+
+def federation(layout: Layout, nodes: int, *, install_deps: bool = False) -> list[ChildSpec]:
     """The children of a federation with `nodes` hosted nodes.
+
+    With `install_deps`, or `install-deps = true` in the table `[embedded]` of `config.toml`, what apps depend on is
+    installed.
 
     Raises `LocalError` if one of the servers cannot be run here, `UsageError` if `config.toml` cannot be read.
     """
@@ -32,7 +39,8 @@ def federation(layout: Layout, nodes: int) -> list[ChildSpec]:
             "FLQ_FEDERATION": None,  # the addresses say it
         }
     )
-    return [*servers, _database(layout, environment, new=new), *_processes(layout, environment, nodes)]
+    options = ("--install-deps",) if install_deps or embedded.install_deps else ()
+    return [*servers, _database(layout, environment, new=new), *_processes(layout, environment, nodes, options)]
 
 
 def _database(layout: Layout, environment: Mapping[str, str], *, new: bool) -> ChildSpec:
@@ -47,7 +55,7 @@ def _database(layout: Layout, environment: Mapping[str, str], *, new: bool) -> C
     )
 
 
-def _processes(layout: Layout, environment: Mapping[str, str], nodes: int) -> list[ChildSpec]:
+def _processes(layout: Layout, environment: Mapping[str, str], nodes: int, options: Sequence[str]) -> list[ChildSpec]:
     needs = frozenset({postgres.NAME, valkey.NAME, DATABASE})
 
     def process(name: str, *arguments: str, stop: signal.Signals = signal.SIGTERM) -> ChildSpec:
@@ -64,6 +72,12 @@ def _processes(layout: Layout, environment: Mapping[str, str], nodes: int) -> li
     return [
         process(SUPERLINK),
         # Celery takes SIGTERM as a wish to finish what runs first, which may take hours
-        process(SUPEREXEC, stop=signal.SIGQUIT),
-        process(SUPERNODE, "--name", "node", "--nodes", str(nodes)),
+        process(SUPEREXEC, *options, stop=signal.SIGQUIT),
+        process(SUPERNODE, *_supernode(layout, nodes), *options),
     ]
+
+
+def _supernode(layout: Layout, nodes: int) -> tuple[str, ...]:
+    # one node has the name and the folder that it has among several: it stays the same when the federation grows
+    hosted = ("--name", "node-1") if nodes == 1 else ("--name", "node", "--nodes", str(nodes))
+    return (*hosted, "--cache", str(layout.home / "nodes" / "node"), "--drain", str(DRAIN_SECONDS))

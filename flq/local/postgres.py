@@ -31,6 +31,7 @@ SETTINGS: Mapping[str, str] = {
 """For a laptop. Durability is Postgres's own default: `fsync` and `synchronous_commit` are on."""
 
 _ENVIRONMENT = {"PATH": os.defpath, "LC_ALL": "C", "TZ": "UTC"}
+_OURS = frozenset({"data_directory", "unix_socket_directories", "config_file", "external_pid_file"})
 _PARAMETER = re.compile(r"[a-z_][a-z0-9_.]*")
 _STATUS_LINE = 8  # LOCK_FILE_LINE_PM_STATUS of Postgres's miscadmin.h; pg_ctl reads it as well
 
@@ -71,6 +72,9 @@ def _initdb(layout: Layout, programs: Path, who: Identity) -> ChildSpec:
         draft.rename(layout.pg_data)
         _sync(layout.home)
 
+    def undo() -> None:
+        _remove_drafts(layout.home)
+
     return ChildSpec(
         name=INITDB,
         argv=(
@@ -87,6 +91,7 @@ def _initdb(layout: Layout, programs: Path, who: Identity) -> ChildSpec:
         identity=who,
         prepare=prepare,
         finish=finish,
+        undo=undo,
     )
 
 
@@ -130,6 +135,8 @@ def _settings(table: Mapping[str, Any], programs: Path) -> dict[str, str]:
                 f"[embedded.postgres] has {name} = {value!r}",
                 hint="it holds settings of PostgreSQL: a name, and a text, a number, true or false",
             )
+        if name in _OURS:
+            raise LocalError(f"[embedded.postgres] has {name}, which flq sets itself", hint="leave it out")
         settings[name] = ("on" if value else "off") if isinstance(value, bool) else str(value)
     return settings
 

@@ -49,7 +49,7 @@ class ChildSpec:
     writes to the pipe that it is handed (see `settings.announce_ready`). A child that is to run `once` is a step
     of the start: ready when it has exited with 0. `patience` is how long it may take to become ready, `grace`
     how long to end after `stop_signal`; both in seconds. `death_signal` is what it gets when the supervisor is
-    killed. `prepare` runs before each start, `finish` after a step has succeeded.
+    killed. `prepare` runs before each start, `finish` after a step has succeeded, `undo` after one has not.
     """
 
     name: str
@@ -66,6 +66,7 @@ class ChildSpec:
     identity: Identity = SELF
     prepare: Callable[[], None] | None = None
     finish: Callable[[], None] | None = None
+    undo: Callable[[], None] | None = None
 
 
 def python(*arguments: str) -> tuple[str, ...]:

@@ -20,9 +20,11 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
-from flq import log
+from flq import log, settings
 from flq.errors import FlqError, LocalError, ServerFailed
 from flq.local import former, layout, plan, state
 from flq.local.layout import Layout
@@ -63,6 +65,8 @@ class Supervisor:
         """Start everything, keep it running, stop everything; the exit code."""
         self._take_over()
         try:
+            layout.make_folders(self._where)
+            self._where = replace(self._where, port=settings.embedded(self._where.home).port)
             self._control = _control_socket(self._where.control)
             self._children = {spec.name: Child(spec) for spec in self._plan_for(self._where, self._nodes)}
         except FlqError as exc:
@@ -81,7 +85,6 @@ class Supervisor:
         """Wait for what a killed supervisor left behind; only then is its state file replaced."""
         left = state.read(self._where.state)
         former.end(left.remains if left else ())
-        layout.make_folders(self._where)
         _log.info("starting with %d nodes", self._nodes)
         self._publish()
 
@@ -122,6 +125,8 @@ class Supervisor:
             child.kill()
 
     def _ended(self, child: Child, code: int) -> None:
+        if child.spec.undo and (self._over or code != 0):
+            child.spec.undo()
         if self._over:
             child.end()
         elif child.spec.once and code == 0:
@@ -292,7 +297,9 @@ def _exit(code: int) -> str:
 
 
 def _quoted(words: str) -> str:
-    return f":\n{words}" if words else ""
+    if not words:
+        return ""
+    return f":\n{words}" if "\n" in words else f": {words}"
 
 
 def supervise(home: Path, *, nodes: int, plan_for: Plan) -> int:
@@ -310,14 +317,16 @@ def supervise(home: Path, *, nodes: int, plan_for: Plan) -> int:
         return 1
 
 
-def main(arguments: Sequence[str] | None = None, *, plan_for: Plan = plan.federation) -> int:
-    """Run the supervisor of the embedded federation."""
+def main(arguments: Sequence[str] | None = None, *, plan_for: Plan | None = None) -> int:
+    """Run the supervisor of the embedded federation, or of what another plan says."""
     parser = argparse.ArgumentParser(prog="python -m flq.local.supervisor")
     parser.add_argument("--home", type=Path, required=True)
     parser.add_argument("--nodes", type=int, required=True)
+    parser.add_argument("--install-deps", action="store_true")
     chosen = parser.parse_args(arguments)
     log.to_stderr()
-    return supervise(chosen.home, nodes=chosen.nodes, plan_for=plan_for)
+    federation = partial(plan.federation, install_deps=chosen.install_deps)
+    return supervise(chosen.home, nodes=chosen.nodes, plan_for=plan_for or federation)
 
 
 if __name__ == "__main__":

@@ -9,10 +9,12 @@ alone: what a module draws while it is imported is the same on every node.
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import mmap
+import os
 import random
-import shlex
+import resource
 import sys
 import time
 from collections.abc import Mapping
@@ -23,10 +25,12 @@ import numpy as np
 
 from flq.apps.clientapp import ClientApp
 from flq.apps.context import Context
-from flq.apps.deps import missing_dependencies
-from flq.apps.loader import app_frames, load_clientapp
+from flq.apps.environments import provide
+from flq.apps.loader import app_frames, headline, load_clientapp
 from flq.apps.project import load_project
-from flq.errors import AppLoadError, FlqError, ObjectUnknown
+from flq.errors import AppLoadError, DependencyMissing, FlqError, ObjectUnknown
+from flq.node import devices
+from flq.node.options import shown_size
 from flq.node.protocol import Assignment, Done, capped
 from flq.node.state_file import StateFile, write_state
 from flq.wire.codec import Encoded, decode, encode, metrics, object_sizes
@@ -105,9 +109,12 @@ class Executor:
             try:
                 self._app = _load(task)
             except BaseException as exc:  # noqa: BLE001 - importing an app runs the app
-                # Kept: an app that cannot be loaded would fail again, and slowly, for each of a thousand nodes.
-                self._load_failure = f"the ClientApp cannot be loaded: {_told(exc, task)}"
-                raise Refused(ErrorCode.LOAD_CLIENT_APP_EXCEPTION, self._load_failure) from None
+                text = f"the ClientApp cannot be loaded: {_told(exc, task)}"
+                if task.environments is not None or not isinstance(exc, DependencyMissing):
+                    # Kept: an app that cannot be loaded would fail again, and slowly, for each of a thousand nodes.
+                    # What is missing, though, is quickly looked up, and somebody may install it meanwhile.
+                    self._load_failure = text
+                raise Refused(ErrorCode.LOAD_CLIENT_APP_EXCEPTION, text) from None
         return self._app
 
 
@@ -124,13 +131,12 @@ class _Reply:
 
 
 def _load(task: Assignment) -> ClientApp:
-    project = load_project(Path(task.bundle))
-    missing = missing_dependencies(project)
-    if missing:
-        raise AppLoadError(
-            f"node {task.node_name} lacks what {project.name} depends on: {', '.join(missing)}",
-            hint=f"install it there: {shlex.join([sys.executable, '-m', 'pip', 'install', *missing])}",
-        )
+    environments = None if task.environments is None else Path(task.environments)
+    provide(load_project(Path(task.bundle)), where=f"node {task.node_name}", environments=environments)
+    if task.gpus is not None:
+        os.environ[devices.VARIABLE] = task.gpus
+    if task.memory_bytes is not None:  # only now: an installation may need more
+        resource.setrlimit(resource.RLIMIT_DATA, (task.memory_bytes, task.memory_bytes))
     seed_generators(task.seed)
     return load_clientapp(Path(task.bundle))
 
@@ -218,16 +224,37 @@ def _write_objects(task: Assignment, manifest: bytes, reply: _Reply) -> tuple[li
 
 
 def _told(exc: BaseException, task: Assignment) -> str:
-    """An app's error for people: its own frames, not ours."""
+    """An app's error for people: what happened in the first line, then its own frames, not ours.
+
+    The limit on memory is named if that is what it ran into.
+    """
     try:
-        frames = app_frames(exc, Path(task.bundle))
-        if not isinstance(exc, FlqError):
-            return frames
-        # Ours says all there is to say, unless it was raised below a line of the app's.
-        text = str(exc) if isinstance(exc, AppLoadError) or "  File " not in frames else frames
-        return f"{text}\n{exc.hint}" if exc.hint else text
+        text = _frames(exc, task)
+        if task.memory_bytes is not None and _is_of_memory(exc):
+            text += f"\nmemory ran out: node {task.node_name} limits a ClientApp to {shown_size(task.memory_bytes)}"
+        return text
     except Exception:  # noqa: BLE001 - an exception whose str() raises is still an answer
         return type(exc).__name__
+
+
+def _frames(exc: BaseException, task: Assignment) -> str:
+    frames = app_frames(exc, Path(task.bundle))
+    raised = f"ClientApp raised {headline(exc)}\n{frames}"
+    if not isinstance(exc, FlqError):
+        return raised
+    # Ours says all there is to say, unless it was raised below a line of the app's.
+    text = str(exc) if isinstance(exc, AppLoadError) or "  File " not in frames else raised
+    return f"{text}\n{exc.hint}" if exc.hint else text
+
+
+def _is_of_memory(exc: BaseException | None) -> bool:
+    """Whether an error, or what it came of, says that memory ran out."""
+    while exc is not None:
+        torch_says = isinstance(exc, RuntimeError) and "allocate memory" in str(exc)
+        if isinstance(exc, MemoryError) or torch_says or (isinstance(exc, OSError) and exc.errno == errno.ENOMEM):
+            return True
+        exc = exc.__cause__ or exc.__context__
+    return False
 
 
 def _failed(task: Assignment, started: float, code: int, text: str) -> Done:

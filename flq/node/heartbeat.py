@@ -7,7 +7,7 @@ import threading
 import time
 from collections.abc import Callable
 
-from flq.errors import Superseded
+from flq.errors import LinkError, Superseded
 from flq.node.outage import Backoff, Outage
 from flq.wire.fleet import HEARTBEAT_SECONDS, Fleet, Wake
 
@@ -16,12 +16,19 @@ POLL_SECONDS = (3.0, 5.0)
 
 
 class Heartbeat:
-    """Says once a second that this process lives. Its beats wait for nothing else."""
+    """Says once a second that this process lives. Its beats wait for nothing else.
 
-    def __init__(self, fleet: Fleet, outage: Outage, superseded: Callable[[], None]) -> None:
+    `superseded` is called, once, if another process hosts the nodes, `forgotten` each time that the SuperLink does not
+    know this one.
+    """
+
+    def __init__(
+        self, fleet: Fleet, outage: Outage, *, superseded: Callable[[], None], forgotten: Callable[[], None]
+    ) -> None:
         self._fleet = fleet
         self._outage = outage
         self._superseded = superseded
+        self._forgotten = forgotten
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._work, name="flq-heartbeat", daemon=True)
 
@@ -41,6 +48,9 @@ class Heartbeat:
             except Superseded:
                 self._superseded()
                 return
+            except LinkError:
+                self._outage.succeeded()
+                self._forgotten()
             except Exception as exc:  # noqa: BLE001 - told by `Outage`; the next beat tries again
                 self._outage.failed(exc, what="the heartbeat")
             else:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import sys
 import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -16,7 +17,11 @@ from flq.wire.runs import ConfigValue
 Isolation = Literal["run", "task"]
 """`run`: a warm worker process serves all tasks of its run. `task`: every task gets a fresh process."""
 
+LEAST_MEMORY = 128 << 20
+"""A worker with numpy and nothing else needs half of that."""
+
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
+_SIZE = re.compile(r"(\d+(?:\.\d+)?) *([KMGT]?)(i?)B?", re.IGNORECASE)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -26,8 +31,10 @@ class SuperNodeOptions:
     `nodes` counts the nodes that this process hosts: with one its name is `name`, with N they are `name-1` to
     `name-N`. `slots` bounds how many ClientApps compute at once. `node_config` holds for every hosted node,
     `per_node_config` for the one whose name is the key. `cache` is a folder of this SuperNode's own, for bundles,
-    objects and client state; objects in it are kept up to `cache_bytes`. A worker that has had nothing to do for
-    `idle_seconds` ends. At SIGTERM, running tasks get `drain_seconds` to finish.
+    objects and client state; objects in it are kept up to `cache_bytes`. `environments` is the folder in which workers
+    may install what apps depend on; None if they may not. `gpus` are the devices that they share; None leaves them the
+    CUDA_VISIBLE_DEVICES of this process. `memory_bytes` bounds the memory of each worker process. A worker that has had
+    nothing to do for `idle_seconds` ends. At SIGTERM, running tasks get `drain_seconds` to finish.
     """
 
     name: str
@@ -39,6 +46,9 @@ class SuperNodeOptions:
     isolation: Isolation = "run"
     cache: Path
     cache_bytes: int = 4 << 30
+    environments: Path | None = None
+    gpus: tuple[str, ...] | None = None
+    memory_bytes: int | None = None
     idle_seconds: float = 60.0
     drain_seconds: float = 30.0
 
@@ -112,6 +122,23 @@ def _flat(path: Path, node: str, table: Mapping[str, Any], *, prefix: str) -> li
     return found
 
 
+def parse_size(text: str) -> int:
+    """The bytes of `4GB`, `512 MiB` or `4000000000`. Raises `UsageError`."""
+    found = _SIZE.fullmatch(text.strip())
+    if found is None:
+        raise UsageError(f"{text!r} is no size", hint="a number with a unit, such as 512MB or 4GB")
+    number, unit, binary = found.groups()
+    return int(float(number) * (1024 if binary else 1000) ** " KMGT".index(unit.upper() or " "))
+
+
+def shown_size(size: int) -> str:
+    """A size for people: `4 GB`."""
+    for unit, name in ((1000**3, "GB"), (1000**2, "MB")):
+        if size >= unit:
+            return f"{size / unit:.3g} {name}"
+    return f"{size} bytes"
+
+
 def _check(options: SuperNodeOptions) -> None:
     if not _NAME.fullmatch(options.name):
         raise UsageError(
@@ -121,6 +148,7 @@ def _check(options: SuperNodeOptions) -> None:
         raise UsageError(f"a SuperNode hosts at least one node, not {options.nodes}")
     if options.slots < 1:
         raise UsageError(f"a SuperNode needs at least one slot, not {options.slots}")
+    _check_memory(options.memory_bytes)
     strangers = sorted(set(options.per_node_config) - set(node_names(options)))
     if strangers:
         names = node_names(options)
@@ -128,4 +156,15 @@ def _check(options: SuperNodeOptions) -> None:
         raise UsageError(
             f"the node configuration names nodes that are not hosted here: {', '.join(strangers)}",
             hint=f"this SuperNode hosts {known}",
+        )
+
+
+def _check_memory(limit: int | None) -> None:
+    if limit is None:
+        return
+    if sys.platform != "linux":
+        raise UsageError("the memory of ClientApps can be limited on Linux only")
+    if limit < LEAST_MEMORY:
+        raise UsageError(
+            f"{shown_size(limit)} are too little for a ClientApp", hint=f"{shown_size(LEAST_MEMORY)} or more"
         )

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from flq.log import get
+from flq.node.devices import Shares
 from flq.node.outage import Backoff
 from flq.node.reactor import Reactor, Timer
 from flq.node.worker_process import Listener, State, WorkerProcess
@@ -24,16 +25,27 @@ class Pool:
     """Starts, keeps and ends worker processes.
 
     A worker begins blank: everything that is flq's and numpy is imported, nothing of an app. It becomes the worker of
-    the first run that needs it, and stays that until it ends.
+    the first run that needs it, with a share of the GPUs, and stays that until it ends. One whose GPUs are in use
+    waits, though a slot be free.
     """
 
-    def __init__(self, reactor: Reactor, listener: Listener, *, slots: int, threads: int, idle_seconds: float) -> None:
+    def __init__(
+        self,
+        reactor: Reactor,
+        listener: Listener,
+        *,
+        slots: int,
+        threads: int,
+        idle_seconds: float,
+        gpus: Sequence[str] | None,
+    ) -> None:
         self._reactor = reactor
         self._listener = listener
         self._slots = slots
         self._most = 2 * slots + 1
         self._threads = threads
         self._idle_seconds = idle_seconds
+        self._shares = Shares(gpus, slots)
         self._workers: dict[int, WorkerProcess] = {}
         self._number = 0
         self._not_before = 0.0
@@ -54,11 +66,12 @@ class Pool:
         return self._slots - sum(1 for worker in self._workers.values() if worker.task is not None)
 
     def warm(self) -> set[RunId]:
-        """The runs that have an idle worker."""
+        """The runs that have an idle worker whose GPUs are free."""
+        in_use = self._gpus_in_use()
         return {
             worker.run_id
             for worker in self._workers.values()
-            if worker.state is State.IDLE and worker.run_id is not None
+            if worker.state is State.IDLE and worker.run_id is not None and self._shares.has_room(worker.gpus, in_use)
         }
 
     def runs(self) -> set[RunId]:
@@ -71,11 +84,17 @@ class Pool:
 
     def take(self, run_id: RunId) -> WorkerProcess | None:
         """A worker for a task of the run: one of its own, the one used last, else a blank one."""
-        own = [worker for worker in self._workers.values() if worker.state is State.IDLE and worker.run_id == run_id]
+        in_use = self._gpus_in_use()
+        idle = [worker for worker in self._workers.values() if worker.state is State.IDLE and worker.run_id == run_id]
+        own = [worker for worker in idle if self._shares.has_room(worker.gpus, in_use)]
         if own:
             return max(own, key=lambda worker: worker.idle_since)
         self._spare_at = time.monotonic() + SPARE_SECONDS
-        return next((worker for worker in self._workers.values() if worker.state is State.BLANK), None)
+        blank = next((worker for worker in self._workers.values() if worker.state is State.BLANK), None)
+        if blank is not None:
+            held = [worker.gpus for worker in self._workers.values() if worker.run_id is not None]
+            blank.gpus = self._shares.choose(in_use, held)
+        return blank
 
     def by_number(self, number: int) -> WorkerProcess | None:
         """The worker, if it is still there."""
@@ -124,6 +143,9 @@ class Pool:
         self._closing = True
         for worker in self._workers.values():
             worker.kill()
+
+    def _gpus_in_use(self) -> list[str | None]:
+        return [worker.gpus for worker in self._workers.values() if worker.task is not None]
 
     def _start(self) -> None:
         self._number += 1

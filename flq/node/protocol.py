@@ -25,7 +25,9 @@ class Assignment:
 
     `number` is the worker's own count of tasks, repeated in its answer. `objects` is the folder of the cache, which
     holds every object that the manifest names. `scratch` is where large arrays of the reply go. `state` is the
-    version to start from, if there is one, and `stage` where the new one goes.
+    version to start from, if there is one, and `stage` where the new one goes. `environments` is the folder of
+    installed environments, None if nothing may be installed. `gpus` is what the worker sees as CUDA_VISIBLE_DEVICES,
+    None if that is left alone. These two and `memory_bytes`, its limit, count when it loads its app.
     """
 
     number: int
@@ -46,6 +48,9 @@ class Assignment:
     scratch: str
     state: str | None
     stage: str
+    environments: str | None = None
+    gpus: str | None = None
+    memory_bytes: int | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -23,16 +23,15 @@ from functools import partial
 from pathlib import Path
 
 import flq
-from flq.errors import FlqError, Unreachable
 from flq.log import get
 from flq.node.cache import ObjectCache
 from flq.node.claimer import Claimer
 from flq.node.claims import ClaimPlan, ClaimRequest, Pace
+from flq.node.door import Door
 from flq.node.heartbeat import Heartbeat, Waiter
 from flq.node.keeper import Keeper
-from flq.node.lane import Lane
-from flq.node.options import SuperNodeOptions, node_specs
-from flq.node.outage import Backoff, Outage
+from flq.node.options import SuperNodeOptions, node_specs, shown_size
+from flq.node.outage import Outage
 from flq.node.output import split_text
 from flq.node.pool import Pool
 from flq.node.preparer import Preparer
@@ -105,6 +104,7 @@ class SuperNode:
             slots=self._options.slots,
             threads=max(1, (os.cpu_count() or 1) // self._options.slots),
             idle_seconds=self._options.idle_seconds,
+            gpus=self._options.gpus,
         )
         self._preparer = Preparer(
             fleet,
@@ -125,10 +125,13 @@ class SuperNode:
         self._claimer = Claimer(fleet, reactor, outage, self._plan, make=self._claim_request, brought=self._brought)
         self._shipper = Shipper(fleet, outage, lambda counts: reactor.post(partial(self._shipped, counts)))
         self._heartbeat = Heartbeat(
-            fleet, outage, lambda: reactor.post(lambda: self._superseded(frozenset(self._hosted)))
+            fleet,
+            outage,
+            superseded=lambda: reactor.post(lambda: self._superseded(frozenset(self._hosted))),
+            forgotten=lambda: reactor.post(self._forgotten),
         )
         self._waiter = Waiter(fleet, outage, lambda wake: reactor.post(partial(self._woken, wake)))
-        self._door = Lane("flq-door", reactor)
+        self._door = Door(fleet, reactor, outage, _process(self._options.slots))
 
     # ------------------------------------------------------------------ life
 
@@ -136,7 +139,7 @@ class SuperNode:
         """Work until the end; returns the exit code: 0, or 1 if another process has taken all the nodes over."""
         with self._reactor.signals(self._on_signal, signal.SIGTERM, signal.SIGINT):
             try:
-                self._connect(Backoff())
+                self._door.connect(self._specs, self._connected)
                 self._reactor.run(each=self._turn, until=lambda: self._exit_code is not None)
             finally:
                 self._leave()
@@ -146,57 +149,14 @@ class SuperNode:
         """Do what SIGTERM does; may be called from any thread. A second call ends the process at once."""
         self._reactor.post(lambda: self._on_signal(signal.SIGTERM))
 
-    def _connect(self, backoff: Backoff) -> None:
-        process = ProcessSpec(
-            process_id=uuid.uuid4().hex,
-            kind=ProcessKind.SUPERNODE,
-            host=platform.node(),
-            pid=os.getpid(),
-            version=flq.__version__,
-            slots=self._options.slots,
-        )
-
-        def failed(exc: Exception) -> None:
-            if not isinstance(exc, Unreachable):
-                raise exc
-            self._outage.failed(exc, what="connecting")
-            self._reactor.after(backoff.next(), attempt)
-
-        def attempt() -> None:
-            if self._phase is Phase.CONNECTING:
-                self._door.call(lambda: self._fleet.connect(process, self._specs), done=self._connected, failed=failed)
-
-        attempt()
-
     def _connected(self, hosted: list[HostedNode]) -> None:
-        self._outage.succeeded()
-        for node, spec in zip(hosted, self._specs, strict=True):
-            self._hosted[node.node_id] = node, spec
+        self._host(hosted, self._specs)
         self._heartbeat.start()
         self._shipper.start()
-        self._resubmit(Backoff())
+        self._door.settle(self._states, self._begin)
 
-    def _resubmit(self, backoff: Backoff) -> None:
-        """Before anything is claimed, hand in what an earlier process may or may not have handed in."""
-        unsettled = self._states.unsettled()
-
-        def done(verdicts: list[Verdict]) -> None:
-            for (staged, _reply), verdict in zip(unsettled, verdicts, strict=True):
-                if verdict is Verdict.FENCED:
-                    self._states.drop(staged)
-                else:
-                    self._states.promote(staged)
-            self._begin()
-
-        def failed(exc: Exception) -> None:
-            self._outage.failed(exc, what="handing in earlier results")
-            self._reactor.after(backoff.next(), lambda: self._resubmit(backoff))
-
-        if unsettled:
-            replies = [reply for _staged, reply in unsettled]
-            self._door.call(lambda: submit_one_by_one(self._fleet, replies), done=done, failed=failed)
-        else:
-            self._begin()
+    def _host(self, hosted: Sequence[HostedNode], specs: Sequence[NodeSpec]) -> None:
+        self._hosted = {node.node_id: (node, spec) for node, spec in zip(hosted, specs, strict=True)}
 
     def _begin(self) -> None:
         if self._phase is not Phase.CONNECTING:
@@ -281,6 +241,7 @@ class SuperNode:
 
     def _assignment(self, task: HeldTask, worker: WorkerProcess) -> Assignment:
         files = self._preparer.files(task.run_id)
+        options = self._options
         lease = task.lease
         base = self._states.base(task)
         return Assignment(
@@ -302,6 +263,9 @@ class SuperNode:
             scratch=task.scratch,
             state=None if base is None else str(base),
             stage=task.staging,
+            environments=None if options.environments is None else str(options.environments),
+            gpus=worker.gpus,
+            memory_bytes=options.memory_bytes,
         )
 
     def _too_late(self, task: HeldTask) -> None:
@@ -401,8 +365,13 @@ class SuperNode:
         """Answer for the task that the worker has left undone."""
         self._pool.gone(worker, reason)
         if task is not None and self._phase is not Phase.LEAVING:
-            text = f"the process of the ClientApp {reason}"
+            text = f"the process of the ClientApp {reason}{self._limits()}"
             self._end_with_error(task, ErrorCode.CLIENT_APP_CRASHED, text)
+
+    def _limits(self) -> str:
+        """What a crash may have come of, for people: native code often dies of a refused allocation."""
+        limit = self._options.memory_bytes
+        return "" if limit is None else f"\nthis node limits a ClientApp to {shown_size(limit)} of memory"
 
     def _shipped(self, counts: Counter[int]) -> None:
         for number, lines in counts.items():
@@ -435,6 +404,23 @@ class SuperNode:
                 task = self._scheduler.get(key.task_id)
                 if task is not None and task.key.token == key.token:
                     self._drop(task)
+
+    def _forgotten(self) -> None:
+        """The SuperLink does not know this process, as after a restore of its database: introduce it again."""
+        if self._door.connecting or not self._hosted or self._exit_code is not None:
+            return
+        log.warning("the SuperLink does not know this process any more: connecting again")
+        specs = [spec for _node, spec in self._hosted.values()]
+        self._door.connect(specs, lambda hosted: self._known_again(hosted, specs))
+
+    def _known_again(self, hosted: Sequence[HostedNode], specs: Sequence[NodeSpec]) -> None:
+        self._host(hosted, specs)
+        for task in self._scheduler:
+            if task.node_id not in self._hosted:  # its SuperLink is another one
+                self._drop(task)
+        if self._phase is Phase.WORKING:
+            self._plan.host(self._hosted)
+            self._claimer.wake()
 
     def _superseded(self, nodes: Collection[NodeId]) -> None:
         gone = [self._hosted.pop(node_id)[0] for node_id in nodes if node_id in self._hosted]
@@ -528,6 +514,7 @@ class SuperNode:
         connected = bool(self._hosted) or self._phase is not Phase.CONNECTING
         forced = self._phase is Phase.DRAINING and self._exit_code != 0
         self._phase = Phase.LEAVING
+        self._door.stop()
         self._waiter.stop()
         self._pool.kill()
         self._turn_until(lambda: not len(self._pool))
@@ -541,7 +528,7 @@ class SuperNode:
 
     def _say_goodbye(self) -> None:
         over = threading.Event()
-        self._door.call(self._fleet.disconnect, done=lambda _nothing: over.set(), failed=lambda _exc: over.set())
+        self._door.say_goodbye(over.set)
         self._turn_until(over.is_set)
 
     def _turn_until(self, over: Callable[[], bool]) -> None:
@@ -550,19 +537,15 @@ class SuperNode:
         self._reactor.run(each=_nothing, until=lambda: over() or time.monotonic() >= until)
 
 
-def submit_one_by_one(fleet: Fleet, replies: Sequence[Reply]) -> list[Verdict]:
-    """Submit each reply by itself; one that is refused counts as fenced. Raises `Unreachable`."""
-    verdicts = []
-    for reply in replies:
-        try:
-            verdict = fleet.submit([reply]).get(reply.key.task_id, Verdict.FENCED)
-        except Unreachable:
-            raise
-        except FlqError as exc:
-            log.warning("an earlier result was refused: %s", exc)
-            verdict = Verdict.FENCED
-        verdicts.append(verdict)
-    return verdicts
+def _process(slots: int) -> ProcessSpec:
+    return ProcessSpec(
+        process_id=uuid.uuid4().hex,
+        kind=ProcessKind.SUPERNODE,
+        host=platform.node(),
+        pid=os.getpid(),
+        version=flq.__version__,
+        slots=slots,
+    )
 
 
 def _nothing() -> None:

@@ -86,6 +86,7 @@ class WorkerProcess:
         self.state = State.STARTING
         self.run_id: RunId | None = None
         self.task: HeldTask | None = None
+        self.gpus: str | None = None  # chosen with its first task
         self.idle_since = time.monotonic()
         self._reactor = reactor
         self._listener = listener

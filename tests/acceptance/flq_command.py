@@ -7,9 +7,12 @@ import os
 import subprocess
 import sys
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+
+import pytest
 
 from flq.local.process import python_environment
 from tests.integration.local_home import processes
@@ -64,3 +67,12 @@ class Flq:
     def processes(self) -> list[int]:
         """The pids of all that runs for this home."""
         return processes(self.home)
+
+
+def open_python() -> str:
+    """A Python of this version that every user can start: the one of this environment may be below root's home."""
+    for candidate in (sys.executable, f"/usr/bin/python3.{sys.version_info.minor}"):
+        with suppress(OSError):
+            if not subprocess.run([candidate, "-c", ""], user="nobody", check=False).returncode:
+                return candidate
+    pytest.skip("no Python here that another user could start")

@@ -208,17 +208,6 @@ def test_an_app_that_cannot_be_loaded(tmp_path):
             assert "nowhere_to_be_found" in text
 
 
-def test_a_missing_dependency(tmp_path):
-    fleet = FleetDouble()
-    with supernode(fleet, node_options(tmp_path)):
-        run = fleet.add_run(write_app(tmp_path / "app", dependencies=["surely-not-here>=2"]))
-        (task,) = fleet.push(run, ["node"])
-        code, text = fleet.error(task)
-        assert code == 1
-        assert "node node lacks" in text
-        assert "-m pip install 'surely-not-here>=2'" in text
-
-
 def test_a_bundle_that_cannot_be_trusted(tmp_path):
     fleet = FleetDouble()
     with supernode(fleet, node_options(tmp_path)):

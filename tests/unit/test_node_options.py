@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import pytest
+from click.testing import CliRunner
 
+from flq.cli.main import main
 from flq.errors import UsageError
-from flq.node.options import load_node_config_file, node_specs
+from flq.node.options import load_node_config_file, node_specs, parse_size, shown_size
 from tests.node_app import node_options
 
 
@@ -29,6 +31,7 @@ def test_many_nodes_are_numbered_from_one_and_partitioned_from_zero(tmp_path):
         ({"nodes": 0}, "at least one node"),
         ({"slots": 0}, "at least one slot"),
         ({"name": "../up"}, "no name for a node"),
+        ({"memory_bytes": 1000}, "1000 bytes are too little"),
         ({"nodes": 2, "per_node_config": {"node-3": {}}}, "not hosted here: node-3"),
     ],
 )
@@ -66,3 +69,42 @@ def test_a_file_that_is_wrong(tmp_path, content, text):
 def test_a_file_that_is_not_there(tmp_path):
     with pytest.raises(UsageError, match="cannot be read"):
         load_node_config_file(tmp_path / "nodes.toml")
+
+
+@pytest.mark.parametrize(
+    ("text", "size"),
+    [("4GB", 4 * 10**9), ("1.5 GiB", 3 << 29), ("512mb", 512 * 10**6), ("64K", 64_000), ("1000000", 10**6)],
+)
+def test_sizes_are_read(text, size):
+    assert parse_size(text) == size
+
+
+@pytest.mark.parametrize("text", ["", "much", "4 GB RAM", "-1GB", "1e9"])
+def test_what_is_no_size(text):
+    with pytest.raises(UsageError, match="is no size"):
+        parse_size(text)
+
+
+def test_sizes_are_shown():
+    assert [shown_size(size) for size in (4 * 10**9, 3 << 29, 512 * 10**6, 5)] == [
+        "4 GB",
+        "1.61 GB",
+        "512 MB",
+        "5 bytes",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "text"),
+    [
+        (["--gpus", "cuda:0"], "'cuda:0' is no GPU"),
+        (["--memory", "plenty"], "'plenty' is no size"),
+        (["--drain", "-1"], "'--drain'"),
+    ],
+)
+def test_the_command_refuses_what_cannot_be(tmp_path, arguments, text):
+    result = CliRunner(env={"FLQ_DSN": "host=nowhere"}).invoke(
+        main, ["supernode", "--name", "ward", "--home", str(tmp_path), *arguments]
+    )
+    assert result.exit_code == 2
+    assert text in result.stderr

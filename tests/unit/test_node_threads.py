@@ -193,7 +193,7 @@ def test_heartbeats_go_on_in_an_outage(monkeypatch):
     monkeypatch.setattr(heartbeat, "HEARTBEAT_SECONDS", 0.01)
     fleet = FleetDouble(unreachable=True)
     outage = Outage()
-    beat = Heartbeat(fleet, outage, lambda: None)
+    beat = Heartbeat(fleet, outage, superseded=lambda: None, forgotten=lambda: None)
     beat.start()
     eventually(lambda: fleet.calls["heartbeat"] > 2, what="three beats")
     assert outage.ongoing()
@@ -208,8 +208,24 @@ def test_a_heartbeat_that_is_superseded_says_so():
             raise Superseded
 
     told = threading.Event()
-    Heartbeat(Lost(), Outage(), told.set).start()
+    Heartbeat(Lost(), Outage(), superseded=told.set, forgotten=lambda: None).start()
     assert told.wait(5)
+
+
+def test_a_heartbeat_of_a_process_that_is_not_known_says_so_and_goes_on(monkeypatch, caplog):
+    class Forgetful(FleetDouble):
+        def heartbeat(self) -> None:
+            self.calls["heartbeat"] += 1
+            raise LinkError("the SuperLink does not know this process any more")
+
+    monkeypatch.setattr(heartbeat, "HEARTBEAT_SECONDS", 0.01)
+    told: list[int] = []
+    fleet = Forgetful()
+    beat = Heartbeat(fleet, Outage(), superseded=lambda: None, forgotten=lambda: told.append(1))
+    beat.start()
+    eventually(lambda: len(told) > 2, what="three beats")
+    beat.stop()
+    assert not caplog.records
 
 
 def test_after_a_failed_wait_everything_is_looked_at():
