@@ -4,7 +4,7 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check fmt lint bench peers clean
+.PHONY: help demo test check fmt lint build wheels mutants bench peers clean
 
 help:  ## Show this list
 	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
@@ -27,8 +27,17 @@ fmt: $(VENV)/.dev  ## Format the code and mend what can be mended
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
+build: $(VENV)/.dev  ## Build sdist and wheel into dist/
+	$(BIN)/python -m hatchling build --directory dist
+
+wheels: $(VENV)/.dev  ## Try the wheel on each Python at hand, or on PYTHONS='python3.12 ...'
+	$(BIN)/python -m tests.release $(PYTHONS)
+
 bench: $(VENV)/.dev  ## Measure; writes benchmarks/results/
 	$(BIN)/python -m benchmarks
+
+mutants: $(VENV)/.dev  ## Change the queue's SQL, one place at a time, and see that a test notices
+	$(BIN)/python -m tests.mutation
 
 peers: .venv-peers/.peers  ## Install what the benchmarks measure beside flq into .venv-peers
 

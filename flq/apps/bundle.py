@@ -54,6 +54,7 @@ DEFAULT_EXCLUDE = (
 _DATE = (1980, 1, 1, 0, 0, 0)
 _FILE_MODE = 0o644
 _BLOCK = 1 << 16
+_SHOWN = 3
 _RATIO_FREE_BYTES = 1 << 20
 _ENTRY_NAME = re.compile(r"[^\x00-\x1f\x7f\\:]+")
 _BROKEN = (
@@ -95,22 +96,29 @@ def pack(project: Project, *, max_bytes: int = MAX_PACKED_BYTES) -> Packed:
         for name in files:
             content = _content(project.path / name)
             left -= len(content)
-            if left < 0 or file.tell() > max_bytes:
-                raise _too_large(max_bytes, project, files)
+            if left < 0:
+                raise _too_large("the files to pack are", MAX_UNPACKED_BYTES, project, files)
+            if file.tell() > max_bytes:
+                raise _too_large("the bundle is", max_bytes, project, files)
             archive.writestr(_entry(name), content)
     data = file.getvalue()
     if len(data) > max_bytes:
-        raise _too_large(max_bytes, project, files)
+        raise _too_large("the bundle is", max_bytes, project, files)
     return Packed(data, ObjectHash(hashlib.sha256(data).digest()), tuple(files))
 
 
 _EXCLUDE = "leave some out with [tool.flq.app] exclude"
+_BUILD = "flq build makes bundles that flq accepts; trust one only if you know where it comes from"
+_LEAVE_OUT = "leave it out with [tool.flq.app] exclude"
 
 
-def _too_large(max_bytes: int, project: Project, files: list[str]) -> BundleError:
-    largest = sorted(files, key=lambda name: -(project.path / name).stat().st_size)[:3]
+def _too_large(what: str, limit: int, project: Project, files: list[str]) -> BundleError:
+    sizes = {name: (project.path / name).stat().st_size for name in files}
+    largest = sorted(files, key=lambda name: -sizes[name])[:_SHOWN]
+    told = ", ".join(f"{name} ({sizes[name] / (1 << 20):.1f} MB)" for name in largest)
     return BundleError(
-        f"the bundle is larger than {max_bytes >> 20} MB; the largest files are {', '.join(largest)}", hint=_EXCLUDE
+        f"{what} larger than {limit >> 20} MB; the largest files are {told}",
+        hint=f"{_EXCLUDE}; data belongs onto the nodes",
     )
 
 
@@ -128,7 +136,7 @@ def _content(path: Path) -> bytes:
         with os.fdopen(os.open(path, os.O_RDONLY | os.O_NOFOLLOW), "rb") as file:
             return file.read(MAX_UNPACKED_BYTES + 1)
     except OSError as exc:
-        raise BundleError(f"{path} cannot be packed: {exc.strerror}") from exc
+        raise BundleError(f"{path} cannot be packed: {exc.strerror}", hint=_LEAVE_OUT) from exc
 
 
 @dataclass(frozen=True, slots=True)
@@ -183,10 +191,12 @@ def _chosen(project: Project) -> Iterator[str]:
     """The names of the files to pack, relative and with slashes."""
     choice = _choice(project)
     for name, entry in _walk(project.path, "", choice):
-        _check_name(name, f"{project.path / name} cannot be packed")
+        _check_name(name, f"{project.path / name} cannot be packed", hint=f"rename it, or {_LEAVE_OUT}")
         if not entry.is_file(follow_symlinks=False):
-            kind = "a link" if entry.is_symlink() else "no regular file"
-            raise BundleError(f"{project.path / name} is {kind}, which cannot be packed", hint=_EXCLUDE)
+            linked = entry.is_symlink()
+            kind = "a link" if linked else "no regular file"
+            hint = f"put a copy in its place, or {_LEAVE_OUT}" if linked else _LEAVE_OUT
+            raise BundleError(f"{project.path / name} is {kind}, which cannot be packed", hint=hint)
         yield name
 
 
@@ -201,17 +211,17 @@ def _walk(root: Path, below: str, choice: _Choice) -> Iterator[tuple[str, os.Dir
                 yield name, entry
 
 
-def _check_name(name: str, what: str) -> None:
+def _check_name(name: str, what: str, *, hint: str | None = None) -> None:
     """Refuse names that do not mean the same file on every system, or lead out of the folder."""
     parts = name.split("/")
     if not _ENTRY_NAME.fullmatch(name) or any(part in ("", ".", "..") for part in parts):
-        raise BundleError(f"{what}: its name {name!r} is not allowed")
+        raise BundleError(f"{what}: its name {name!r} is not allowed", hint=hint)
     try:
         size = len(name.encode())
     except UnicodeEncodeError:
-        raise BundleError(f"{what}: its name {name!r} is not UTF-8") from None
+        raise BundleError(f"{what}: its name {name!r} is not UTF-8", hint=hint) from None
     if len(parts) > MAX_DEPTH or size > MAX_PATH_BYTES:
-        raise BundleError(f"{what}: it lies more than {MAX_DEPTH} levels deep or has too long a name")
+        raise BundleError(f"{what}: it lies more than {MAX_DEPTH} levels deep or has too long a name", hint=hint)
 
 
 def unpack(data: bytes, expected_hash: ObjectHash, into: Path) -> Path:
@@ -263,14 +273,14 @@ def _checked_entries(archive: zipfile.ZipFile) -> list[zipfile.ZipInfo]:
 
 def _check_entry(entry: zipfile.ZipInfo) -> None:
     what = f"the bundle's entry {entry.filename!r} is refused"
-    _check_name(entry.orig_filename, what)
+    _check_name(entry.orig_filename, what, hint=_BUILD)
     mode = entry.external_attr >> 16
     if entry.is_dir() or (stat.S_IFMT(mode) and not stat.S_ISREG(mode)):
-        raise BundleError(f"{what}: it is no regular file")
+        raise BundleError(f"{what}: it is no regular file", hint=_BUILD)
     if entry.flag_bits & 1 or entry.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
-        raise BundleError(f"{what}: it is encrypted or compressed in an unknown way")
+        raise BundleError(f"{what}: it is encrypted or compressed in an unknown way", hint=_BUILD)
     if entry.file_size > _RATIO_FREE_BYTES + MAX_RATIO * entry.compress_size:
-        raise BundleError(f"{what}: it is packed more tightly than a file of an app can be")
+        raise BundleError(f"{what}: it is packed more tightly than a file of an app can be", hint=_BUILD)
 
 
 def _check_distinct(names: list[str]) -> None:

@@ -37,6 +37,11 @@ class ClientApp:
         self._chains: dict[tuple[str, str], ClientAppCallable] = {}
         self._lifespan: Lifespan | None = None
 
+    @property
+    def message_types(self) -> list[str]:
+        """The types of messages that it answers: `train`, `query.histogram`, ..."""
+        return sorted(map(_spelled, self._handlers))
+
     def train(self, action: str = DEFAULT_ACTION, *, mods: Sequence[Mod] | None = None) -> Decorator:
         """Register the handler of `train` messages, or of `train.<action>`."""
         return self._register(MessageType.TRAIN, action, mods)
@@ -81,7 +86,7 @@ class ClientApp:
         key = split_message_type(message.metadata.message_type)
         chain = self._chains.get(key)
         if chain is None:
-            known = ", ".join(sorted(map(_spelled, self._handlers))) or "none"
+            known = ", ".join(self.message_types) or "none"
             raise AppError(
                 f"the ClientApp has no handler for {_spelled(key)}; it has: {known}",
                 hint=f"register one with {_decorator(key)}",

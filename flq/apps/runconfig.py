@@ -60,7 +60,8 @@ def load_run_config_file(path: Path) -> dict[str, ConfigValue]:
     try:
         document = tomllib.loads(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as exc:
-        raise RunConfigError(f"{path} cannot be read: {exc}") from exc
+        why = exc.strerror if isinstance(exc, OSError) else exc
+        raise RunConfigError(f"{path} cannot be read: {why}", hint="it is a TOML file with key = value") from exc
     config: dict[str, ConfigValue] = {}
     for key, value in flatten(document):
         config[key] = _checked(key, value, where=f"{path}: ")
@@ -137,8 +138,14 @@ def _typed(key: str, given: _Given, default: ConfigValue) -> ConfigValue:
     if isinstance(default, str) and given.bare is not None:
         return given.bare
     raise RunConfigError(
-        f"{key} is {value!r}; it must be {_KINDS[type(default)]}", hint=f"the default is {key}={default!r}"
+        f"{key} is {_spelled(value)}; it must be {_KINDS[type(default)]}",
+        hint=f"the default is {key}={_spelled(default)}",
     )
+
+
+def _spelled(value: ConfigValue) -> str:
+    """A value as it is written on the command line."""
+    return str(value).lower() if isinstance(value, bool) else repr(value)
 
 
 _KINDS: dict[type, str] = {bool: "true or false", int: "an integer", float: "a number", str: "text"}

@@ -29,6 +29,11 @@ class ServerApp:
         self._main: Main | None = None
         self._lifespan: Lifespan | None = None
 
+    @property
+    def has_main(self) -> bool:
+        """Whether a main function is registered."""
+        return self._main is not None
+
     def main(self) -> Callable[[Main], Main]:
         """Register the function that leads a run."""
 

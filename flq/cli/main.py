@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import sys
 from collections.abc import Callable, Sequence
 from importlib import import_module
@@ -12,16 +13,15 @@ import click
 import flq
 from flq.cli.options import examples
 from flq.cli.output import Failure, print_failure
-from flq.errors import FlqError
+from flq.errors import DiskFull, FlqError, Interrupted, LocalError
 
 SECTIONS = {
+    "Apps": ("new", "app", "build"),
     "Runs": ("run", "ls", "show", "logs", "stop", "pull"),
-    "Federation": ("up", "down", "status", "nodes", "sql", "monitor"),
+    "Federation": ("up", "down", "status", "nodes", "sql", "monitor", "verify", "prune"),
     "Servers": ("superlink", "superexec", "supernode", "db"),
 }
 """The commands as `flq --help` lists them. Each is `command` of the module of its name."""
-
-INTERRUPTED = 130
 
 
 class Commands(click.Group):
@@ -65,9 +65,26 @@ def guarded(command: Callable[[], object], *, as_json: bool) -> int:
         print_failure(_usage_failure(exc), as_json=as_json)
         return exc.exit_code
     except (click.Abort, KeyboardInterrupt):
-        print_failure(Failure("interrupted", "interrupted"), as_json=as_json)
-        return INTERRUPTED
+        print_failure(Failure(Interrupted.code, "interrupted"), as_json=as_json)
+        return Interrupted.exit_code
+    except OSError as exc:
+        if exc.errno not in _OF_THE_MACHINE:
+            raise
+        print_failure(_of_the_machine(exc), as_json=as_json)
+        return LocalError.exit_code
     return answer if isinstance(answer, int) else 0
+
+
+def _of_the_machine(exc: OSError) -> Failure:
+    """What the machine refuses is no bug: a full disk, a folder that belongs to somebody else."""
+    where = f"{exc.filename}: " if exc.filename else ""
+    full = exc.errno in _FULL
+    hint = "make room on that disk, then try again" if full else "choose a place that you may use"
+    return Failure(DiskFull.code if full else LocalError.code, f"{where}{exc.strerror}", hint)
+
+
+_FULL = {errno.ENOSPC, errno.EDQUOT}
+_OF_THE_MACHINE = _FULL | {errno.EACCES, errno.EPERM, errno.EROFS, errno.EIO, errno.ENOTDIR, errno.ENAMETOOLONG}
 
 
 def _usage_failure(exc: click.ClickException) -> Failure:

@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 from flq.cli.new import NAMES
-from tests.acceptance.flq_command import open_python
+from tests.acceptance.flq_command import python_for_others
 from tests.release import ROOT, Environment, build, contents, first_day, install, unpacked
 
 pytestmark = pytest.mark.acceptance
@@ -65,11 +65,11 @@ def test_the_sdist_makes_the_same_wheel(built: tuple[Path, Path], tmp_path: Path
 
 
 @contextmanager
-def nobody_may_write(environment: Environment) -> Iterator[Environment]:
-    """The environment for somebody who cannot write into it: another user, if we are root, who may write everywhere."""
-    if os.geteuid() == 0:
-        nobody = pwd.getpwnam("nobody")
-        yield replace(environment, options={"user": nobody.pw_uid, "group": nobody.pw_gid, "extra_groups": []})
+def closed(environment: Environment, *, user: str | None) -> Iterator[Environment]:
+    """The environment for somebody who cannot write into it: for `user`, or for ourselves."""
+    if user is not None:
+        found = pwd.getpwnam(user)
+        yield replace(environment, options={"user": found.pw_uid, "group": found.pw_gid, "extra_groups": []})
         return
     folders = [environment.packages, *(path for path in environment.packages.rglob("*") if path.is_dir())]
     for folder in folders:
@@ -82,12 +82,14 @@ def nobody_may_write(environment: Environment) -> Iterator[Environment]:
 
 
 def test_a_first_day_with_the_wheel_alone(built: tuple[Path, Path]):
-    python = open_python() if os.geteuid() == 0 else sys.executable
+    """By somebody who may not write where flq lies: root, who may write everywhere, is another user for that."""
+    for_others = python_for_others() if os.geteuid() == 0 else None
     with tempfile.TemporaryDirectory(prefix="flq-test-") as scratch:
         Path(scratch).chmod(0o755)
-        environment = install(python, built[1], Path(scratch) / "environment", beside=sysconfig.get_path("purelib"))
+        beside = sysconfig.get_path("purelib")
+        environment = install(for_others or sys.executable, built[1], Path(scratch) / "environment", beside=beside)
         day = Path(scratch) / "day"
         day.mkdir()
-        with nobody_may_write(environment) as closed:
-            told = list(first_day(closed, day))
+        with closed(environment, user="nobody" if for_others else None) as theirs:
+            told = list(first_day(theirs, day))
     assert [line.split("=")[0] for line in told if "=" in line] == ["my-numpy accuracy", "my-sklearn accuracy"]

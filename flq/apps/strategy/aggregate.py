@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from logging import WARNING
 from typing import Any
@@ -124,12 +124,21 @@ class Fold:
 
     What cannot be used is logged with its node, and stands in `refused`: error replies, replies without the
     records that are needed, models with values that are not finite, and replies that look different from most.
-    `expected` is what the models of most replies should look like, if that is known; if more look the same in another
-    way, they are right.
+    A reason that several share is logged in full for the first of them. `expected` is what the models of most replies
+    should look like, if that is known; if more look the same in another way, they are right. `names` are those of the
+    nodes, as far as they are known.
     """
 
-    def __init__(self, weighted_by_key: str, *, with_arrays: bool, expected: ArrayKinds | None = None) -> None:
+    def __init__(
+        self,
+        weighted_by_key: str,
+        *,
+        with_arrays: bool,
+        expected: ArrayKinds | None = None,
+        names: Mapping[int, str] | None = None,
+    ) -> None:
         self.refused: list[tuple[int, str]] = []
+        self._names = names or {}
         self._weighted_by_key = weighted_by_key
         self._with_arrays = with_arrays
         self._expected = expected if with_arrays else None
@@ -170,7 +179,14 @@ class Fold:
     def finish(self) -> tuple[ArrayRecord, list[RecordDict]]:
         """The mean of the models, and the metric and config records of the replies that it is made of."""
         self._settle()
+        for headline, nodes in self._by_reason().items():
+            if len(nodes) > 1:
+                log(WARNING, "nor are those of %s, for the same reason: %s", self._spelled(nodes[1:]), headline)
         return self._mean.finish(), [reply.content for reply in self._used]
+
+    def reasons(self) -> str:
+        """Why replies were refused, in one line: each reason once, with the nodes that it is of."""
+        return "; ".join(f"{self._spelled(nodes)}: {headline}" for headline, nodes in self._by_reason().items())
 
     def _settle(self) -> None:
         """Decide by majority between replies that look different; those that were folded win a tie."""
@@ -193,8 +209,24 @@ class Fold:
             self._refuse(reply.node_id, _difference(reply, model))
 
     def _refuse(self, node_id: int, why: str) -> None:
-        log(WARNING, "the reply of node %d is not used: %s", node_id, why)
+        if _headline(why) not in self._by_reason():
+            log(WARNING, "the reply of %s is not used: %s", self._spelled([node_id]), why)
         self.refused.append((node_id, why))
+
+    def _by_reason(self) -> dict[str, list[int]]:
+        nodes: dict[str, list[int]] = {}
+        for node_id, why in self.refused:
+            nodes.setdefault(_headline(why), []).append(node_id)
+        return nodes
+
+    def _spelled(self, nodes: Sequence[int]) -> str:
+        told = [self._names.get(node_id, f"node {node_id}") for node_id in nodes[:_SHOWN]]
+        return ", ".join(told) + (f" and {len(nodes) - _SHOWN} more" if len(nodes) > _SHOWN else "")
+
+
+def _headline(why: str) -> str:
+    """What happened: the first line of a reason, which a traceback may follow."""
+    return why.partition("\n")[0]
 
 
 def aggregate_arrayrecords(records: Sequence[RecordDict], weighting_metric_name: str) -> ArrayRecord:

@@ -14,7 +14,7 @@ from flq.apps.strategy.aggregate import (
     array_kinds,
 )
 from flq.apps.strategy.grids import MessageGrid
-from flq.apps.strategy.sampling import available_nodes, choose
+from flq.apps.strategy.sampling import await_nodes, choose
 from flq.apps.strategy.strategy import Strategy
 from flq.errors import StrategyError
 from flq.wire.message import Message, MessageType
@@ -71,6 +71,7 @@ class FedAvg(Strategy):
         self.train_metrics_aggr_fn = train_metrics_aggr_fn
         self.evaluate_metrics_aggr_fn = evaluate_metrics_aggr_fn
         self._sent: ArrayKinds | None = None
+        self._names: dict[int, str] = {}
 
     def summary(self) -> None:
         """Log the settings of the strategy."""
@@ -106,7 +107,8 @@ class FedAvg(Strategy):
     def _sample(self, grid: MessageGrid, server_round: int, kind: str, fraction: float, at_least: int) -> list[int]:
         if not 0 < fraction <= 1:
             raise StrategyError(f"fraction_{kind} is {fraction}; it must lie between 0 and 1")
-        nodes = available_nodes(grid, max(self.min_available_nodes, at_least))
+        self._names = await_nodes(grid, max(self.min_available_nodes, at_least), timeout=self.patience)
+        nodes = sorted(self._names)
         seed = None if self.seed is None else f"{self.seed}/{server_round}/{kind}"
         chosen = choose(nodes, max(int(len(nodes) * fraction), at_least), seed=seed)
         log(DEBUG, "round %d: %d of %d nodes %s", server_round, len(chosen), len(nodes), kind)
@@ -131,20 +133,22 @@ class FedAvg(Strategy):
 
         Raises `StrategyError` if there are replies but none can be used.
         """
-        fold = Fold(self.weighted_by_key, with_arrays=True, expected=self._sent)
+        fold = Fold(self.weighted_by_key, with_arrays=True, expected=self._sent, names=self._names)
         for reply in replies:
             fold.add(reply)
         arrays, contents = fold.finish()
         if contents:
             return arrays, self._metrics(self.train_metrics_aggr_fn, contents)
         if fold.refused:
-            reasons = "; ".join(f"node {node_id}: {why}" for node_id, why in fold.refused[:_SHOWN])
-            raise StrategyError(f"round {server_round}: none of {len(fold.refused)} replies can be used: {reasons}")
+            raise StrategyError(
+                f"round {server_round}: none of {len(fold.refused)} replies can be used: {fold.reasons()}",
+                hint="flq logs shows what the nodes have printed",
+            )
         return None, None
 
     def aggregate_evaluate(self, server_round: int, replies: Iterable[Message]) -> MetricRecord | None:
         """The weighted mean of each metric; None if no reply can be used."""
-        fold = Fold(self.weighted_by_key, with_arrays=False)
+        fold = Fold(self.weighted_by_key, with_arrays=False, names=self._names)
         for reply in replies:
             fold.add(reply)
         _, contents = fold.finish()
@@ -156,6 +160,3 @@ class FedAvg(Strategy):
 
     def _metrics(self, aggregation: MetricsAggregation | None, contents: list[RecordDict]) -> MetricRecord:
         return (aggregation or aggregate_metricrecords)(contents, self.weighted_by_key)
-
-
-_SHOWN = 3

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Protocol, runtime_checkable
 
 from flq.apps.grid import SavedRound, Training
+from flq.wire.grid import GridNode
 from flq.wire.message import Message
 from flq.wire.records import RecordDict
 
@@ -44,6 +45,14 @@ class DurableGrid(Protocol):
 
     def record_metrics(self, server_round: int, metrics: Mapping[str, float]) -> None:
         """Record named numbers of a round."""
+
+
+@runtime_checkable
+class NamingGrid(Protocol):
+    """Knows the names of the nodes, which are more to people than their ids."""
+
+    def get_nodes(self) -> Sequence[GridNode]:
+        """The nodes that are online."""
 
 
 @runtime_checkable

@@ -8,11 +8,11 @@ from collections.abc import Callable, Sequence
 from logging import INFO
 
 from flq.apps.logger import log
-from flq.apps.strategy.grids import MessageGrid, WaitingGrid
+from flq.apps.strategy.grids import MessageGrid, NamingGrid, WaitingGrid
 from flq.errors import StrategyError
 
 NODE_WAIT_SECONDS = 3600.0
-"""How long a strategy waits for its nodes."""
+"""How long a strategy waits for its nodes, unless it is told otherwise."""
 
 LOOK_SECONDS = 1.0
 _TELL_SECONDS = 30.0
@@ -49,22 +49,40 @@ def available_nodes(
 
     Raises `StrategyError` if there are too few after `timeout` seconds.
     """
+    return sorted(await_nodes(grid, at_least, timeout=timeout, clock=clock))
+
+
+def await_nodes(
+    grid: MessageGrid,
+    at_least: int,
+    *,
+    timeout: float = NODE_WAIT_SECONDS,
+    clock: Callable[[], float] = time.monotonic,
+) -> dict[int, str]:
+    """The same, with the nodes' names."""
     started, told = clock(), float("-inf")
     while True:
-        nodes = sorted(grid.get_node_ids())
+        nodes = _online(grid)
         if len(nodes) >= at_least:
             return nodes
         now = clock()
-        online = f"{len(nodes)} of {at_least} nodes are online" + (f" ({', '.join(map(str, nodes))})" if nodes else "")
+        online = f"{len(nodes)} of {at_least} nodes are online" + (f" ({', '.join(nodes.values())})" if nodes else "")
         if now - started >= timeout:
             raise StrategyError(
                 f"{online} after {now - started:.0f} s",
-                hint="start more SuperNodes, or lower min_available_nodes and min_train_nodes of the strategy",
+                hint="start more SuperNodes (flq up --nodes N), or lower min_available_nodes and min_train_nodes of"
+                " the strategy",
             )
         if now - told >= _TELL_SECONDS:
-            log(INFO, "waiting for nodes: %s", online)
+            log(INFO, "waiting for nodes: %s; giving up in %.0f s", online, timeout - (now - started))
             told = now
         _pause(grid)
+
+
+def _online(grid: MessageGrid) -> dict[int, str]:
+    if isinstance(grid, NamingGrid):
+        return {node.node_id: node.name for node in grid.get_nodes()}
+    return {node_id: f"node {node_id}" for node_id in sorted(grid.get_node_ids())}
 
 
 def _pause(grid: MessageGrid) -> None:

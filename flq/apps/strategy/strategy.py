@@ -13,6 +13,7 @@ from flq.apps.strategy.grids import DurableGrid, MessageGrid
 from flq.apps.strategy.history import history
 from flq.apps.strategy.journal import DurableJournal, Journal, Progress
 from flq.apps.strategy.result import Result
+from flq.apps.strategy.sampling import NODE_WAIT_SECONDS
 from flq.wire.message import Message
 from flq.wire.records import ArrayRecord, ConfigRecord, MetricRecord, RecordDict
 
@@ -29,6 +30,9 @@ class Strategy(ABC):
 
     seed: str | None = None
     """What the random choices of a training are seeded with, together with the round; None outside of a run."""
+
+    patience: float = NODE_WAIT_SECONDS
+    """How long to wait for nodes to be online, in seconds: the `timeout` of `start`."""
 
     @abstractmethod
     def configure_train(
@@ -91,7 +95,8 @@ class Strategy(ABC):
         num_rounds
             How many rounds there are.
         timeout
-            How long to wait for the replies of a round, in seconds; what is open then is cancelled.
+            How long a round waits for its nodes to be online, and then for their replies, in seconds. Too few nodes
+            end the run; replies that are missing are cancelled.
         train_config, evaluate_config
             Sent to the nodes with each message, together with the round's number as `server-round`.
         evaluate_fn
@@ -100,6 +105,7 @@ class Strategy(ABC):
         """
         journal = DurableJournal(grid, num_rounds) if isinstance(grid, DurableGrid) else Journal()
         self.seed = journal.seed
+        self.patience = timeout
         training = _Training(
             strategy=self,
             grid=grid,

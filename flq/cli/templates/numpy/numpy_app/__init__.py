@@ -1,0 +1,1 @@
+"""Logistic regression in numpy, trained in a federation."""

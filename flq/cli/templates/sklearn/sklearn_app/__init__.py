@@ -1,0 +1,1 @@
+"""A linear classifier of scikit-learn, trained in a federation on handwritten digits."""
