@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-import random
 import threading
 import time
 from collections.abc import Callable
+from random import Random
 
 from flq.errors import LinkError, Superseded
 from flq.node.outage import Backoff, Outage
 from flq.wire.fleet import HEARTBEAT_SECONDS, Fleet, Wake
+
+_JITTER = Random()  # noqa: S311 - spreads the load. The global generator is the app's: its draws must not shift
 
 POLL_SECONDS = (3.0, 5.0)
 """A wait that nothing ends is over after a time in this range: the safety net for a lost notification."""
@@ -81,7 +83,7 @@ class Waiter:
         missed = False
         while not self._stop.is_set():
             try:
-                wake = self._fleet.wait(random.uniform(*POLL_SECONDS))  # noqa: S311 - spreads the load
+                wake = self._fleet.wait(_JITTER.uniform(*POLL_SECONDS))
             except Exception as exc:  # noqa: BLE001 - told by `Outage`; the next wait tries again
                 self._outage.failed(exc, what="waiting for tasks")
                 missed = True  # nobody knows what: look at everything

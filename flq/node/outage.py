@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-import random
 import threading
 import time
 from collections.abc import Callable
+from random import Random
 
 from flq.errors import FlqError, Unreachable
 from flq.log import get
+
+_JITTER = Random()  # noqa: S311 - spreads the load. The global generator is the app's: its draws must not shift
 
 log = get(__name__)
 
@@ -63,7 +65,7 @@ class Backoff:
     def next(self) -> float:
         """Seconds to wait after one more failure."""
         wait, self._wait = self._wait, min(self._wait * 2, LONGEST_WAIT)
-        return wait * random.uniform(0.5, 1.0)  # noqa: S311 - spreads the load, guards nothing
+        return wait * _JITTER.uniform(0.5, 1.0)
 
     def reset(self) -> None:
         """Start anew after a success."""
