@@ -6,6 +6,7 @@ from typing import Any, Final, NamedTuple
 
 from flq.errors import AttemptFenced, NodeUnknown
 from flq.link import events, objects, runs, tasks
+from flq.link.arrays import bigints, byteas
 from flq.link.database import Database, Tx
 from flq.link.sql import load
 from flq.wire.grid import Push, Pushed
@@ -49,7 +50,7 @@ def _statement(tx: Tx, run_id: RunId, token: int, push: Push) -> _Made:
     values: dict[str, Any] = {
         "run_id": run_id,
         "token": token,
-        "node_ids": list(push.node_ids),
+        "node_ids": bigints(push.node_ids),
         "sequence": push.sequence,
         "kind": push.kind,
         "group_id": push.group,
@@ -57,11 +58,11 @@ def _statement(tx: Tx, run_id: RunId, token: int, push: Push) -> _Made:
         "ttl": push.ttl,
         "content_hash": push.content_hash,
         "manifest": push.manifests[0] if shared else None,
-        "manifests": [] if shared else list(push.manifests),
-        "objects": sorted(push.objects),
+        "manifests": byteas([] if shared else push.manifests),
+        "objects": byteas(sorted(push.objects)),
     }
     with tx.cursor(binary=True) as cursor:
-        row = cursor.execute(SQL["push"], values).fetchone()
+        row = cursor.execute(SQL["push"], values, prepare=True).fetchone()
     assert row is not None, "the statement always answers"  # noqa: S101
     return _Made(*row[:4])
 

@@ -1,57 +1,110 @@
-"""Connections to PostgreSQL, and the one place where a driver's error becomes one of ours."""
+"""Connections to PostgreSQL, and the one place where a driver's error becomes one of ours.
+
+A pooler in transaction mode (PgBouncer) gives each transaction another server connection: nothing that lasts longer
+than a transaction may be set, prepared or listened to. Whether one stands between is found out, not configured.
+"""
 
 from __future__ import annotations
 
+import select
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, Final, Self
 
 import psycopg
-from psycopg import Connection, errors
+from psycopg import Connection, Cursor, sql
 from psycopg.conninfo import conninfo_to_dict
+from psycopg.pq import TransactionStatus
 
-from flq.errors import DatabaseUnreachable, LinkError
+from flq.errors import DatabaseUnreachable
+from flq.link import refusals
 
-Tx = Connection[tuple[Any, ...]]
+Row = tuple[Any, ...]
+Tx = Connection[Row]
 """A connection inside a transaction. Functions of link that take one are a step of that transaction."""
 
-SESSION = "-c statement_timeout=60s -c lock_timeout=10s -c idle_in_transaction_session_timeout=60s"
+LIMITS: Final = {"statement_timeout": "60s", "lock_timeout": "10s", "idle_in_transaction_session_timeout": "60s"}
 """No statement, lock or transaction of ours may hang for ever."""
+
+PLANNING: Final = {"jit": "off", "plan_cache_mode": "force_generic_plan"}
+"""Prepared statements are planned once: every hot one goes by primary key whatever its arguments are."""
+
+_LIMIT: Final = sql.SQL("; ").join(
+    sql.SQL("SET LOCAL {} = {}").format(sql.Identifier(name), sql.Literal(value))
+    for name, value in {**LIMITS, "jit": "off"}.items()
+)
+
+_POOLED: Final[dict[str, bool]] = {}
+"""What has been found out of each DSN: whether a transaction pooler stands between."""
 
 CONNECT_SECONDS = 10
 POOL_SIZE = 6
 
-_LOST = (
-    psycopg.InterfaceError,
-    errors.AdminShutdown,
-    errors.CrashShutdown,
-    errors.CannotConnectNow,
-    errors.ConnectionException,
-    errors.TooManyConnections,
-    errors.IdleInTransactionSessionTimeout,
-)
-
 
 def connect(dsn: str, *, application: str) -> Tx:
     """Open a connection of one's own in autocommit mode. Raises `DatabaseUnreachable`."""
+    with connecting():
+        if _POOLED.get(dsn):
+            return _connect_pooled(dsn, application)
+        return _connect_directly(dsn, application)
+
+
+@contextmanager
+def connecting() -> Iterator[None]:
+    """Raise `DatabaseUnreachable` for a connection that fails, and `UsageError` for a DSN that is none."""
     try:
-        return psycopg.connect(dsn, autocommit=True, **_session(dsn, application))
+        yield
     except psycopg.OperationalError as exc:
-        raise _unreachable(exc) from exc
+        raise refusals.unreachable(exc) from exc
+    except psycopg.ProgrammingError as exc:
+        if exc.sqlstate is None:
+            raise refusals.unreadable_dsn() from None
+        raise
+
+
+def is_pooled(connection: Tx) -> bool:
+    """Whether a transaction pooler stands between: then there is no LISTEN, and nothing outlives a transaction."""
+    return isinstance(connection, PooledConnection)
 
 
 @contextmanager
 def translated(connection: Tx | None = None) -> Iterator[None]:
-    """Raise `DatabaseUnreachable` for a lost connection, and `LinkError` for what PostgreSQL could not do."""
+    """Raise `DatabaseUnreachable` for a lost connection or a full disk, `LinkError` for what could not be done."""
     try:
         yield
-    except _LOST as exc:
-        raise _unreachable(exc) from exc
-    except psycopg.OperationalError as exc:
-        if connection is None or connection.broken or exc.sqlstate is None:
-            raise _unreachable(exc) from exc
-        raise LinkError(f"PostgreSQL could not do it: {exc.diag.message_primary or exc}") from exc
+    except refusals.TRANSLATED as exc:
+        raise refusals.error_of(exc, broken=connection is None or connection.broken) from exc
+
+
+class PooledCursor(Cursor[Row]):
+    """Runs each statement that stands outside of a transaction in one of its own, under our limits."""
+
+    def execute(
+        self, query: Any, params: Any = None, *, prepare: bool | None = None, binary: bool | None = None
+    ) -> Self:
+        """As in psycopg; rows are kept by the client, so the transaction need not stay open for them."""
+        with _limited(self.connection):
+            return super().execute(query, params, prepare=prepare, binary=binary)
+
+    @contextmanager
+    def copy(self, *args: Any, **kwargs: Any) -> Iterator[Any]:
+        """The same for COPY, whose transaction ends with the block."""
+        with _limited(self.connection), super().copy(*args, **kwargs) as copy:
+            yield copy
+
+
+class PooledConnection(Connection[Row]):
+    """A connection through a transaction pooler: no prepared statements, and limits set in each transaction."""
+
+    @contextmanager
+    def transaction(self, *args: Any, **kwargs: Any) -> Iterator[Any]:
+        """As in psycopg. The outermost one begins with the limits."""
+        outermost = self.info.transaction_status == TransactionStatus.IDLE
+        with super().transaction(*args, **kwargs) as transaction:
+            if outermost:
+                _limit(self)
+            yield transaction
 
 
 class Database:
@@ -98,10 +151,14 @@ class Database:
     def _take(self) -> Tx:
         if self._closed:
             raise DatabaseUnreachable("the connections to PostgreSQL are closed")
-        try:
-            return self._idle.pop()
-        except IndexError:
-            return self.open_connection()
+        while True:
+            try:
+                idle = self._idle.pop()
+            except IndexError:
+                return self.open_connection()
+            if _lives(idle):
+                return idle
+            idle.close()
 
     def _give_back(self, taken: Tx) -> None:
         if taken.closed:  # the server went away: the idle ones are as dead as this one
@@ -113,15 +170,52 @@ class Database:
             self._idle.append(taken)
 
 
-def _session(dsn: str, application: str) -> dict[str, Any]:
+def _connect_directly(dsn: str, application: str) -> Tx:
+    options = " ".join(f"-c {name}={value}" for name, value in {**LIMITS, **PLANNING}.items())
+    try:
+        connection: Tx = psycopg.connect(dsn, autocommit=True, **_session(dsn, application, options=options))
+    except psycopg.OperationalError as exc:
+        if "unsupported startup parameter" not in str(exc):
+            raise
+        _POOLED[dsn] = True
+        return _connect_pooled(dsn, application)
+    if dsn not in _POOLED:
+        # a pooler hands out process ids of its own making; asked for, the server tells the real one
+        row = connection.execute("SELECT pg_backend_pid()").fetchone()
+        _POOLED[dsn] = row != (connection.info.backend_pid,)
+        if _POOLED[dsn]:
+            connection.close()
+            return _connect_pooled(dsn, application)
+    return connection
+
+
+def _connect_pooled(dsn: str, application: str) -> Tx:
+    return PooledConnection.connect(
+        dsn, autocommit=True, prepare_threshold=None, cursor_factory=PooledCursor, **_session(dsn, application)
+    )
+
+
+def _session(dsn: str, application: str, **more: str) -> dict[str, Any]:
     given = conninfo_to_dict(dsn)
-    wanted = {"application_name": application, "connect_timeout": CONNECT_SECONDS, "options": SESSION}
+    wanted = {"application_name": application, "connect_timeout": CONNECT_SECONDS, **more}
     return {key: value for key, value in wanted.items() if key not in given}
 
 
-def _unreachable(exc: psycopg.Error) -> DatabaseUnreachable:
-    first = str(exc).strip().splitlines()[0] if str(exc).strip() else type(exc).__name__
-    return DatabaseUnreachable(
-        f"PostgreSQL cannot be reached: {first}",
-        hint="`flq status` shows the embedded federation; FLQ_DSN names another one",
-    )
+@contextmanager
+def _limited(connection: Connection[Any]) -> Iterator[None]:
+    """A transaction with our limits around one statement, unless there is a transaction already."""
+    if connection.info.transaction_status != TransactionStatus.IDLE or not connection.autocommit:
+        yield
+        return
+    with connection.transaction():
+        yield
+
+
+def _limit(connection: Connection[Any]) -> None:
+    """One round trip, and no query yet: an isolation level may still follow."""
+    connection.execute(_LIMIT)
+
+
+def _lives(idle: Tx) -> bool:
+    """Whether an idle connection still has its server: to one that was closed there is something to read."""
+    return not idle.closed and not select.select([idle.fileno()], [], [], 0)[0]

@@ -5,8 +5,9 @@ from __future__ import annotations
 import threading
 from collections.abc import Collection, Iterable, Mapping, Sequence
 
-from flq.errors import LinkError
+from flq.errors import LinkError, NodeUnknown
 from flq.link import bundles, logs, nodes, notify, objects, processes, results, runs, schema, tasks
+from flq.link.cursors import Cursors
 from flq.link.database import Database
 from flq.wire.fleet import Claimed, HostedNode, NodeSpec, Renewed, Reply, TaskKey, Wake
 from flq.wire.ids import NodeId, ObjectHash, RunId, TaskId
@@ -27,6 +28,7 @@ class DbFleet:
         self._process: ProcessSpec | None = None
         self._epochs: Mapping[NodeId, int] = {}
         self._manifests = tasks.Manifests()
+        self._cursors = Cursors()
         self._claiming = threading.Lock()
 
     def connect(self, process: ProcessSpec, nodes_: Sequence[NodeSpec]) -> list[HostedNode]:
@@ -36,8 +38,10 @@ class DbFleet:
                 self._db.dsn, notify.TASKS, notify.RUNS, application="flq supernode listener"
             )
         hosted = nodes.connect(self._db, process, nodes_)
-        self._process = process
-        self._epochs = {node.node_id: node.epoch for node in hosted}
+        with self._claiming:
+            self._process = process
+            self._epochs = {node.node_id: node.epoch for node in hosted}
+            self._cursors.host(self._epochs)
         return hosted
 
     def heartbeat(self) -> None:
@@ -47,13 +51,12 @@ class DbFleet:
 
     def claim(self, nodes: Collection[NodeId], *, per_node: int, total: int, token: int) -> Claimed:
         """See `Fleet.claim`."""
-        process_id = self._connected().process_id
-        epochs = {node_id: self._epochs[node_id] for node_id in nodes}
         with self._claiming:
             return tasks.claim(
                 self._db,
-                process_id=process_id,
-                epochs=epochs,
+                process_id=self._connected().process_id,
+                epochs=self._epochs_of(nodes),
+                cursors=self._cursors,
                 per_node=per_node,
                 total=total,
                 token=token,
@@ -62,12 +65,13 @@ class DbFleet:
 
     def renew(self, keys: Sequence[TaskKey]) -> Renewed:
         """See `Fleet.renew`."""
-        epochs = {key.node_id: self._epochs[key.node_id] for key in keys}
-        return tasks.renew(self._beats, keys, epochs)
+        return tasks.renew(self._beats, keys, self._epochs_of({key.node_id for key in keys}))
 
     def release(self, keys: Sequence[TaskKey]) -> None:
         """See `Fleet.release`."""
         tasks.release(self._db, keys)
+        for key in keys:
+            self._cursors.lower(key.run_id, key.task_id)
 
     def submit(self, replies: Sequence[Reply]) -> dict[TaskId, Verdict]:
         """See `Fleet.submit`."""
@@ -78,8 +82,14 @@ class DbFleet:
         if self._listener is None:
             raise LinkError(NEVER_CONNECTED)
         notices = self._listener.wait(seconds)
+        if not notices:  # the poll that stands behind all notices
+            self._cursors.look_everywhere()
         if notify.LOST in notices:
+            self._cursors.look_everywhere()
             return Wake(tasks=True, runs=True)
+        for notice in notices:
+            if notice.channel == notify.TASKS:
+                self._cursors.hear(notice.payload)
         channels = {notice.channel for notice in notices}
         return Wake(tasks=notify.TASKS in channels, runs=notify.RUNS in channels)
 
@@ -93,7 +103,9 @@ class DbFleet:
 
     def ended(self, runs_: Collection[RunId]) -> frozenset[RunId]:
         """See `Fleet.ended`."""
-        return runs.ended(self._db, runs_)
+        ended = runs.ended(self._db, runs_)
+        self._cursors.forget(ended)
+        return ended
 
     def append_logs(self, lines: Sequence[tuple[RunId, LogLine]]) -> None:
         """See `Fleet.append_logs`."""
@@ -127,6 +139,12 @@ class DbFleet:
                 self._listener.close()
             self._beats.close()
             self._db.close()
+
+    def _epochs_of(self, nodes: Iterable[NodeId]) -> dict[NodeId, int]:
+        try:
+            return {node_id: self._epochs[node_id] for node_id in nodes}
+        except KeyError as exc:
+            raise NodeUnknown(f"this SuperNode does not host node {exc.args[0]}") from None
 
     def _connected(self) -> ProcessSpec:
         if self._process is None:

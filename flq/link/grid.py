@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import random
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import wraps
+from random import Random
 from typing import Concatenate, ParamSpec, TypeVar
 
 from flq import log
@@ -18,6 +18,8 @@ from flq.link.metrics import record_in as record_metrics
 from flq.wire.grid import Checkpoint, GridNode, Push, Pushed, Result, ResultKey, ResultPage
 from flq.wire.ids import BatchId, NodeId, ObjectHash, RunId
 from flq.wire.runs import FeedCursor, RunInfo
+
+_JITTER = Random()  # noqa: S311 - spreads the load. The global generator is the app's: its draws must not shift
 
 logger = log.get(__name__)
 
@@ -48,7 +50,7 @@ def _patient(
                     raise
                 if delay == RETRY_SECONDS:
                     logger.warning("%s; the run waits for it", exc)
-                time.sleep(delay * random.uniform(0.5, 1.0))  # noqa: S311 - jitter
+                time.sleep(delay * _JITTER.uniform(0.5, 1.0))
                 delay = min(delay * 2, RETRY_MOST_SECONDS)
 
     return repeated
@@ -62,7 +64,12 @@ class DbGrid:
         self._db = Database(dsn, application=f"flq serverapp {run_id}")
         self._run_id = run_id
         self._token = token
-        self._listener = notify.Listener(dsn, notify.results_channel(run_id), application=f"flq serverapp {run_id}")
+        self._listener = self._listen()
+
+    @_patient
+    def _listen(self) -> notify.Listener:
+        application = f"flq serverapp {self._run_id}"
+        return notify.Listener(self._db.dsn, notify.results_channel(self._run_id), application=application)
 
     @_patient
     def run(self) -> RunInfo:

@@ -1,6 +1,7 @@
 """LISTEN/NOTIFY: a hint that something changed. Whoever is woken looks at the tables; whoever is not, polls.
 
-A process has one listener. It registers before it looks, so that what comes after the look wakes it.
+A process has one listener. It registers before it looks, so that what comes after the look wakes it. Behind a
+transaction pooler nobody can listen: there a wait is a short poll, and whoever waits looks at everything.
 """
 
 from __future__ import annotations
@@ -10,12 +11,15 @@ import select
 import threading
 from contextlib import suppress
 from dataclasses import dataclass
+from random import Random
 
 from psycopg import sql
 
 from flq.errors import DatabaseUnreachable
-from flq.link.database import Tx, connect, translated
+from flq.link.database import Tx, connect, is_pooled, translated
 from flq.wire.ids import RunId
+
+_JITTER = Random()  # noqa: S311 - spreads the load. The global generator is the app's: its draws must not shift
 
 TASKS = "flq_tasks"
 """Told by a push, with `run batch lowest-task-id`."""
@@ -44,6 +48,9 @@ class Notice:
 
 LOST = Notice("", "")
 
+POLL_SECONDS = (0.5, 1.0)
+"""How long a wait takes where nobody can listen, at random in between: so that not all look at once."""
+
 
 class Listener:
     """One connection that listens and reconnects. One thread waits at a time; any may interrupt or close."""
@@ -69,6 +76,8 @@ class Listener:
             if self._connection.closed:
                 self._connection = self._listen()
                 return [LOST]
+            if is_pooled(self._connection):
+                return self._pause(seconds)
             try:
                 return self._notices(seconds)
             except DatabaseUnreachable:
@@ -99,11 +108,20 @@ class Listener:
                 os.read(self._wake_read, 4096)
             return self._received() if self._connection.fileno() in ready else []
 
+    def _pause(self, seconds: float) -> list[Notice]:
+        limit = min(max(seconds, 0), _JITTER.uniform(*POLL_SECONDS))
+        ready, _, _ = select.select([self._wake_read], [], [], limit)
+        if ready:
+            os.read(self._wake_read, 4096)
+        return [LOST]
+
     def _received(self) -> list[Notice]:
         return [Notice(found.channel, found.payload) for found in self._connection.notifies(timeout=0)]
 
     def _listen(self) -> Tx:
         connection = connect(self._dsn, application=self._application)
+        if is_pooled(connection):
+            return connection
         with translated(connection):
             for channel in self._channels:
                 connection.execute(sql.SQL("LISTEN {}").format(sql.Identifier(channel)))

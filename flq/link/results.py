@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from typing import Any, Final
 
 import psycopg
-from psycopg.types.json import Jsonb
 
+from flq.errors import LinkError
 from flq.link import metrics, objects
+from flq.link.arrays import bigints, byteas, doubles, smallints, texts
 from flq.link.database import Database, Tx
 from flq.link.sql import load
 from flq.link.tasks import columns
@@ -24,13 +26,13 @@ SQL: Final = load("results")
 def submit(db: Database, replies: Sequence[Reply]) -> dict[TaskId, Verdict]:
     """Finish tasks in one statement. A flush that PostgreSQL refuses is split until the bad reply stands alone.
 
-    Raises `ObjectsMissing`, in which case nothing changed.
+    Raises `ObjectsMissing`, in which case nothing changed, or `LinkError` for the reply that cannot be stored.
     """
     try:
         accepted = _flush(db, replies)
-    except (psycopg.DataError, psycopg.IntegrityError):
+    except (psycopg.DataError, psycopg.IntegrityError) as exc:
         if len(replies) == 1:
-            raise
+            raise LinkError(f"the reply of task {replies[0].key.task_id} cannot be stored: {_said(exc)}") from exc
         middle = len(replies) // 2
         return submit(db, replies[:middle]) | submit(db, replies[middle:])
     verdicts = dict.fromkeys(accepted, Verdict.ACCEPTED)
@@ -57,9 +59,9 @@ def arrived(db: Database, batches: Sequence[BatchId], cursor: FeedCursor) -> Res
 
 def read(db: Database, keys: Sequence[ResultKey]) -> list[Result]:
     """The results of `keys`, in their order."""
-    values = {"batch_ids": [key.batch_id for key in keys], "task_ids": [key.task_id for key in keys]}
+    values = {"batch_ids": bigints([key.batch_id for key in keys]), "task_ids": bigints([key.task_id for key in keys])}
     with db.connection() as connection, connection.cursor(binary=True) as cursor:
-        rows = cursor.execute(SQL["replies"], values).fetchall()
+        rows = cursor.execute(SQL["replies"], values, prepare=True).fetchall()
     found = {row[1]: _result(row) for row in rows}
     return [found[key.task_id] for key in keys if key.task_id in found]
 
@@ -76,24 +78,24 @@ def _flush(db: Database, replies: Sequence[Reply]) -> set[TaskId]:
 
 def _statement(tx: Tx, replies: Sequence[Reply]) -> set[TaskId]:
     with tx.cursor(binary=True) as cursor:
-        rows = cursor.execute(SQL["submit"], _arrays(replies)).fetchall()
+        rows = cursor.execute(SQL["submit"], _arrays(replies), prepare=True).fetchall()
     return {TaskId(task_id) for task_id, _ in rows}
 
 
-def _arrays(replies: Sequence[Reply]) -> dict[str, list[Any]]:
+def _arrays(replies: Sequence[Reply]) -> dict[str, bytes]:
     named = [(reply.key.task_id, name) for reply in replies for name in sorted(reply.objects)]
     return {
         **columns([reply.key for reply in replies]),
-        "statuses": [reply.status.value for reply in replies],
-        "error_codes": [reply.error_code for reply in replies],
-        "error_texts": [_text(reply.error_text) for reply in replies],
-        "manifests": [reply.manifest if reply.status == ResultStatus.OK else None for reply in replies],
-        "metrics": [Jsonb(metrics.finite(reply.metrics)) for reply in replies],
-        "payload_bytes": [reply.payload_bytes for reply in replies],
-        "started": [reply.started_at for reply in replies],
-        "ended": [reply.ended_at for reply in replies],
-        "object_tasks": [task_id for task_id, _ in named],
-        "objects": [name for _, name in named],
+        "statuses": texts(reply.status.value for reply in replies),
+        "error_codes": smallints([reply.error_code for reply in replies]),
+        "error_texts": texts(_text(reply.error_text) for reply in replies),
+        "manifests": byteas(reply.manifest if reply.status == ResultStatus.OK else None for reply in replies),
+        "metrics": texts(json.dumps(metrics.finite(reply.metrics)) if reply.metrics else None for reply in replies),
+        "payload_bytes": bigints([reply.payload_bytes for reply in replies]),
+        "started": doubles([reply.started_at.timestamp() for reply in replies]),
+        "ended": doubles([reply.ended_at.timestamp() for reply in replies]),
+        "object_tasks": bigints([task_id for task_id, _ in named]),
+        "objects": byteas(name for _, name in named),
     }
 
 
@@ -101,10 +103,17 @@ def _read_again(db: Database, replies: Sequence[Reply]) -> dict[TaskId, Verdict]
     """Tell duplicates from fenced ones, in a new snapshot: the first submit of a retry may have committed meanwhile."""
     with db.connection() as connection:
         rows = connection.execute(SQL["stored_before"], columns([reply.key for reply in replies])).fetchall()
-    stored = {TaskId(task_id) for (task_id,) in rows}
+        stored = {TaskId(task_id) for (task_id,) in rows}
+        late = [reply.key for reply in replies if reply.key.task_id not in stored]
+        if late:
+            connection.execute(SQL["note_late"], columns(late))
     return {
         reply.key.task_id: Verdict.DUPLICATE if reply.key.task_id in stored else Verdict.FENCED for reply in replies
     }
+
+
+def _said(exc: psycopg.Error) -> str:
+    return exc.diag.message_primary or str(exc)
 
 
 def _text(value: str | None) -> str | None:

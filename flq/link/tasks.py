@@ -6,6 +6,9 @@ from collections import OrderedDict
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any, Final
 
+from flq.link.arrays import Bigints, bigints
+from flq.link.cursors import Cursors, Dealt
+from flq.link.cursors import columns as look_columns
 from flq.link.database import Database, Tx
 from flq.link.sql import load
 from flq.wire.fleet import LEASE_SECONDS, Claimed, Lease, Renewed, TaskKey
@@ -51,7 +54,7 @@ class Manifests:
     def _own(self, tx: Tx, rows: Sequence[Row]) -> dict[int, bytes]:
         if not rows:
             return {}
-        values = {"batch_ids": [row[3] for row in rows], "task_ids": [row[2] for row in rows]}
+        values = {"batch_ids": bigints([row[3] for row in rows]), "task_ids": bigints([row[2] for row in rows])}
         with tx.cursor(binary=True) as cursor:
             found = cursor.execute(SQL["own_manifests"], values).fetchall()
         return {task_id: bytes(manifest) for task_id, manifest in found}
@@ -69,15 +72,16 @@ def claim(
     *,
     process_id: str,
     epochs: Mapping[NodeId, int],
+    cursors: Cursors,
     per_node: int,
     total: int,
     token: int,
     manifests: Manifests,
 ) -> Claimed:
-    """Lease open tasks for the nodes of `epochs`, oldest first within a node. See `Fleet.claim`."""
+    """Lease open tasks for the nodes of `epochs`, where `cursors` says that there may be some. See `Fleet.claim`."""
+    look = cursors.look(epochs.keys(), token)
     values = {
-        "node_ids": list(epochs),
-        "epochs": list(epochs.values()),
+        **look_columns(look, epochs),
         "per_node": per_node,
         "total": total,
         "token": token,
@@ -85,11 +89,18 @@ def claim(
         "lease": LEASE_SECONDS,
         "max_attempts": MAX_ATTEMPTS,
     }
-    with db.connection() as connection:
-        rows = connection.execute(SQL["claim"], values).fetchall()
-        taken = [row for row in rows if row[2] is not None]
-        messages = manifests.of(connection, taken) if taken else {}
-    superseded = frozenset(NodeId(row[0]) for row in rows if row[2] is None)
+    try:
+        with db.connection() as connection:
+            with connection.cursor(binary=True) as cursor:
+                rows = cursor.execute(SQL["claim"], values, prepare=True).fetchall()
+            taken = [row for row in rows if row[2] is not None]
+            messages = manifests.of(connection, taken) if taken else {}
+    except Exception:
+        cursors.failed(look)
+        raise
+    cursors.found((row[0], row[1]) for row in rows if row[1] is not None and row[2] is None)
+    cursors.brought(Dealt(row[0], row[1], row[2], row[9], row[10]) for row in taken)
+    superseded = frozenset(NodeId(row[0]) for row in rows if row[1] is None)
     leases = sorted(
         (_lease(row, token, messages[row[2]]) for row in taken), key=lambda x: (x.key.node_id, x.key.task_id)
     )
@@ -136,21 +147,21 @@ def end_exhausted(tx: Tx) -> int:
     return _end(tx, rows, ResultStatus.ERROR, CLIENT_APP_CRASHED, reason)
 
 
-def columns(keys: Sequence[TaskKey]) -> dict[str, list[int]]:
+def columns(keys: Sequence[TaskKey]) -> dict[str, Bigints]:
     """Task keys as the arrays that the statements take."""
     return {
-        "node_ids": [key.node_id for key in keys],
-        "run_ids": [key.run_id for key in keys],
-        "task_ids": [key.task_id for key in keys],
-        "batch_ids": [key.batch_id for key in keys],
-        "tokens": [key.token for key in keys],
+        "node_ids": bigints([key.node_id for key in keys]),
+        "run_ids": bigints([key.run_id for key in keys]),
+        "task_ids": bigints([key.task_id for key in keys]),
+        "batch_ids": bigints([key.batch_id for key in keys]),
+        "tokens": bigints([key.token for key in keys]),
     }
 
 
 def _end(tx: Tx, rows: Sequence[Row], status: ResultStatus, error_code: int, error_text: str) -> int:
     if not rows:
         return 0
-    node_ids, run_ids, task_ids = (list(column) for column in zip(*rows, strict=True))
+    node_ids, run_ids, task_ids = (bigints(column) for column in zip(*rows, strict=True))
     values = {
         "node_ids": node_ids,
         "run_ids": run_ids,
@@ -164,12 +175,12 @@ def _end(tx: Tx, rows: Sequence[Row], status: ResultStatus, error_code: int, err
 
 
 def _superseded(tx: Tx, epochs: Mapping[NodeId, int]) -> frozenset[NodeId]:
-    values = {"node_ids": list(epochs), "epochs": list(epochs.values())}
+    values = {"node_ids": bigints(list(epochs)), "epochs": bigints(list(epochs.values()))}
     return frozenset(NodeId(row[0]) for row in tx.execute(SQL["superseded_nodes"], values))
 
 
 def _lease(row: Row, token: int, manifest: bytes) -> Lease:
-    node_id, run_id, task_id, batch_id, attempt, kind, group, created_at, deadline, _ = row
+    node_id, run_id, task_id, batch_id, attempt, kind, group, created_at, deadline, *_ = row
     key = TaskKey(
         node_id=NodeId(node_id), run_id=RunId(run_id), task_id=TaskId(task_id), batch_id=BatchId(batch_id), token=token
     )

@@ -15,7 +15,7 @@ from flq.link.attempts import AttemptClaim
 from flq.link.database import Database
 from flq.link.fleet import DbFleet
 from flq.link.grid import DbGrid
-from flq.wire.fleet import HostedNode, Lease, NodeSpec, Reply
+from flq.wire.fleet import HostedNode, Lease, NodeSpec, Reply, Wake
 from flq.wire.grid import Push
 from flq.wire.ids import FENCE_BITS, NodeId, ObjectHash, RunId
 from flq.wire.runs import ProcessSpec, Submission
@@ -120,6 +120,11 @@ def claim(fleet: DbFleet, hosted: list[HostedNode], per_node: int = 10, total: i
     claimed = fleet.claim([node.node_id for node in hosted], per_node=per_node, total=total, token=token())
     assert not claimed.superseded
     return list(claimed.leases)
+
+
+def poll(fleet: DbFleet) -> None:
+    """Wait in vain, as a SuperNode does every few seconds: its next claim looks in full."""
+    eventually(lambda: fleet.wait(0) == Wake(), what="a wait that nothing ends")
 
 
 def reply(lease: Lease, manifest: bytes = b"reply", **changes: object) -> Reply:

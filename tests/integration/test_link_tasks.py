@@ -183,6 +183,7 @@ def test_a_lease_that_ran_out_is_claimed_by_another_attempt_and_a_renewed_one_is
     with db.connection() as connection:
         connection.execute("UPDATE flq_state.task SET lease_until = clock_timestamp() - interval '1 s'")
     assert fleet.renew([kept.key]).lost == frozenset()
+    act.poll(fleet)
     (again,) = act.claim(fleet, hosted)
     assert (again.key.task_id, again.attempt) == (left.key.task_id, 2)
     assert fleet.submit([act.reply(left)]) == {left.key.task_id: Verdict.FENCED}

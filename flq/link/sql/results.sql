@@ -1,11 +1,13 @@
 -- name: submit
 -- Finishes tasks: each at most once, by the token that claimed it. Lock order: tasks in key order, then results.
 WITH sent AS MATERIALIZED (
-    SELECT *
+    SELECT node_id, run_id, task_id, batch_id, token, status::flq_state.result_status, error_code, error_text, manifest,
+           coalesce(metrics::jsonb, '{}'::jsonb) AS metrics, payload_bytes, to_timestamp(started_at) AS started_at,
+           to_timestamp(ended_at) AS ended_at
     FROM unnest(%(node_ids)s::bigint[], %(run_ids)s::bigint[], %(task_ids)s::bigint[], %(batch_ids)s::bigint[],
-                %(tokens)s::bigint[], %(statuses)s::flq_state.result_status[], %(error_codes)s::smallint[],
-                %(error_texts)s::text[], %(manifests)s::bytea[], %(metrics)s::jsonb[], %(payload_bytes)s::bigint[],
-                %(started)s::timestamptz[], %(ended)s::timestamptz[])
+                %(tokens)s::bigint[], %(statuses)s::text[], %(error_codes)s::smallint[], %(error_texts)s::text[],
+                %(manifests)s::bytea[], %(metrics)s::text[], %(payload_bytes)s::bigint[], %(started)s::float8[],
+                %(ended)s::float8[])
          s(node_id, run_id, task_id, batch_id, token, status, error_code, error_text, manifest, metrics, payload_bytes,
            started_at, ended_at)
 ), held AS MATERIALIZED (
@@ -47,6 +49,29 @@ SELECT s.task_id
 FROM unnest(%(batch_ids)s::bigint[], %(task_ids)s::bigint[], %(tokens)s::bigint[]) w(batch_id, task_id, token)
 JOIN flq_state.result s ON s.batch_id = w.batch_id AND s.task_id = w.task_id AND s.token = w.token
 WHERE s.started_at IS NOT NULL  -- not one that a sweep or a stop has put there
+
+-- name: note_late
+-- Counts results that came when their claim no longer held: an event of the run for each flush, and none for a claim that
+-- stands in one already.
+WITH late AS (
+    SELECT w.run_id, w.task_id, w.node_id, format('%%s:%%s', w.task_id, w.token) AS claim
+    FROM unnest(%(node_ids)s::bigint[], %(run_ids)s::bigint[], %(task_ids)s::bigint[], %(batch_ids)s::bigint[],
+                %(tokens)s::bigint[]) w(node_id, run_id, task_id, batch_id, token)
+    JOIN flq_state.batch b ON b.batch_id = w.batch_id AND b.run_id = w.run_id
+    WHERE (EXISTS (SELECT FROM flq_state.result s
+                   WHERE s.batch_id = w.batch_id AND s.task_id = w.task_id AND s.node_id = w.node_id)
+           OR EXISTS (SELECT FROM flq_state.task t
+                      WHERE t.node_id = w.node_id AND t.run_id = w.run_id AND t.task_id = w.task_id))
+      AND NOT EXISTS (SELECT FROM flq_state.run_event e
+                      WHERE e.run_id = w.run_id AND e.event = 'late results'
+                        AND e.details -> 'claims' ? format('%%s:%%s', w.task_id, w.token))
+)
+INSERT INTO flq_state.run_event (run_id, event, actor, reason, details)
+SELECT run_id, 'late results', 'supernode', format('%%s came after their claims had ended', count(*)),
+       jsonb_build_object('count', count(*), 'tasks', jsonb_agg(task_id ORDER BY task_id),
+                          'nodes', jsonb_agg(DISTINCT node_id), 'claims', jsonb_agg(DISTINCT claim))
+FROM late
+GROUP BY run_id
 
 -- name: arrived
 -- Results of some batches by transactions from `xmin` on, keys only: what an earlier look could not see is among them.

@@ -1,0 +1,103 @@
+"""Arrays for bulk statements in PostgreSQL's binary form, built in one go.
+
+psycopg's own dumper writes lists element by element, as text: in a flush of a thousand results it took longer than
+the server did.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Iterable, Sequence
+from typing import Final
+
+import numpy as np
+import psycopg
+from psycopg.abc import Buffer
+from psycopg.adapt import Dumper
+from psycopg.pq import Format
+
+_HEADER: Final = struct.Struct("!5i")  # dimensions, has nulls, element type, length, lower bound
+_LENGTH: Final = struct.Struct("!i")
+_EMPTY: Final = struct.Struct("!3i")
+_NULL: Final = _LENGTH.pack(-1)
+_INT2, _INT8, _FLOAT8, _TEXT, _BYTEA = 21, 20, 701, 25, 17
+
+
+class _Array(bytes):
+    """An array in binary form; the class tells its type."""
+
+    __slots__ = ()
+
+
+class Bigints(_Array):
+    """`bigint[]`."""
+
+
+class Smallints(_Array):
+    """`smallint[]`."""
+
+
+class Doubles(_Array):
+    """`double precision[]`."""
+
+
+class Texts(_Array):
+    """`text[]`."""
+
+
+class Byteas(_Array):
+    """`bytea[]`."""
+
+
+def bigints(values: Sequence[int]) -> Bigints:
+    """`values` as `bigint[]`."""
+    return Bigints(_fixed(values, _INT8, ">i8"))
+
+
+def doubles(values: Sequence[float]) -> Doubles:
+    """`values` as `double precision[]`."""
+    return Doubles(_fixed(values, _FLOAT8, ">f8"))
+
+
+def smallints(values: Sequence[int | None]) -> Smallints:
+    """`values` as `smallint[]`, with NULLs."""
+    return Smallints(_varying([None if value is None else struct.pack("!h", value) for value in values], _INT2))
+
+
+def texts(values: Iterable[str | None]) -> Texts:
+    """`values` as `text[]`, with NULLs."""
+    return Texts(_varying([None if value is None else value.encode() for value in values], _TEXT))
+
+
+def byteas(values: Iterable[bytes | None]) -> Byteas:
+    """`values` as `bytea[]`, with NULLs."""
+    return Byteas(_varying(list(values), _BYTEA))
+
+
+def _fixed(values: Sequence[float], element: int, kind: str) -> bytes:
+    if not values:
+        return _EMPTY.pack(0, 0, element)
+    cells = np.empty(len(values), dtype=[("length", ">i4"), ("value", kind)])
+    cells["length"] = 8
+    cells["value"] = values
+    return _HEADER.pack(1, 0, element, len(values), 1) + cells.tobytes()
+
+
+def _varying(values: Sequence[bytes | None], element: int) -> bytes:
+    if not values:
+        return _EMPTY.pack(0, 0, element)
+    parts = [_HEADER.pack(1, int(None in values), element, len(values), 1)]
+    for value in values:
+        parts += (_NULL,) if value is None else (_LENGTH.pack(len(value)), value)
+    return b"".join(parts)
+
+
+class _Binary(Dumper):
+    format = Format.BINARY
+
+    def dump(self, obj: bytes) -> Buffer:
+        return obj
+
+
+for _kind, _oid in ((Bigints, 1016), (Smallints, 1005), (Doubles, 1022), (Texts, 1009), (Byteas, 1001)):
+    psycopg.adapters.register_dumper(_kind, type(f"{_kind.__name__}Dumper", (_Binary,), {"oid": _oid}))

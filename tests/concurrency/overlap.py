@@ -1,0 +1,104 @@
+"""Overlaps made on purpose: a step whose transaction stays open, and a call beside it that is seen to wait."""
+
+from __future__ import annotations
+
+import itertools
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, cast
+
+from flq.link.database import Database, Tx
+from tests.waiting import eventually
+
+NUMBERS = itertools.count()
+
+
+class OpenTransaction:
+    """Stands in for a `Database`: every call on it is a step of one transaction that stays open."""
+
+    def __init__(self, tx: Tx) -> None:
+        self._tx = tx
+
+    @contextmanager
+    def connection(self) -> Iterator[Tx]:
+        yield self._tx
+
+    transaction = connection
+
+
+class Call:
+    """A call on a connection of its own, in a thread of its own."""
+
+    def __init__(self, dsn: str, watch: Database, work: Callable[[Database], Any]) -> None:
+        self.name = f"racer {next(NUMBERS)}"
+        self.db = Database(dsn, application=self.name)
+        self.value: Any = None
+        self.error: Exception | None = None
+        self._watch = watch
+        self._thread = threading.Thread(target=self._run, args=(work,), name=self.name)
+        self._thread.start()
+
+    def waits(self) -> bool:
+        """Whether its connection waits for a lock."""
+        with self._watch.connection() as connection:
+            return bool(
+                connection.execute(
+                    "SELECT 1 FROM pg_stat_activity WHERE application_name = %s AND wait_event_type = 'Lock'",
+                    [self.name],
+                ).fetchone()
+            )
+
+    def result(self) -> Any:
+        """What the call returned; raises what it raised."""
+        self._thread.join(30)
+        assert not self._thread.is_alive(), f"{self.name} did not end"
+        self.db.close()
+        if self.error is not None:
+            raise self.error
+        return self.value
+
+    def _run(self, work: Callable[[Database], Any]) -> None:
+        try:
+            self.value = work(self.db)
+        except Exception as exc:  # noqa: BLE001 - raised again by `result`
+            self.error = exc
+
+
+class Races:
+    """Makes calls overlap."""
+
+    def __init__(self, dsn: str, db: Database) -> None:
+        self._dsn = dsn
+        self._db = db
+        self._calls: list[Call] = []
+
+    @contextmanager
+    def holding(self, work: Callable[[Database], Any]) -> Iterator[Any]:
+        """Do `work` in a transaction that is committed at the end of the block."""
+        with self._db.transaction() as tx:
+            yield work(cast("Database", OpenTransaction(tx)))
+
+    @contextmanager
+    def forgetting(self, work: Callable[[Database], Any]) -> Iterator[Any]:
+        """Do `work` in a transaction that is rolled back at the end of the block."""
+        with self._db.connection() as connection, connection.transaction(force_rollback=True):
+            yield work(cast("Database", OpenTransaction(connection)))
+
+    def beside(self, work: Callable[[Database], Any]) -> Call:
+        """Begin `work` on another connection."""
+        call = Call(self._dsn, self._db, work)
+        self._calls.append(call)
+        return call
+
+    def blocked(self, work: Callable[[Database], Any]) -> Call:
+        """Begin `work` on another connection, and see it wait for a lock."""
+        call = self.beside(work)
+        eventually(call.waits, what=f"{call.name} to wait for a lock")
+        return call
+
+    def close(self) -> None:
+        """Every call is over."""
+        for call in self._calls:
+            call._thread.join(30)
+            call.db.close()

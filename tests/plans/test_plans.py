@@ -1,0 +1,207 @@
+"""How the hot statements are done: by key, in few pages, whatever the statistics say and whoever holds a snapshot."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import pytest
+
+from flq.link import batches, results, runs, tasks
+from flq.link.database import Database, Tx, connect
+from tests.integration import link_acts as act
+from tests.integration.conftest import doors
+from tests.integration.link_acts import Doors
+from tests.plans.explain import Plan, explain
+
+__all__ = ["doors"]
+
+NODES = 20
+RUNS = 4
+TASKS = 250  # on each node, of each run
+STATEMENTS = {**tasks.SQL, **results.SQL, **batches.SQL}
+
+FILL = """
+INSERT INTO flq_state.batch (run_id, branch, sequence, attempt, kind, group_id, tasks, deadline, content_hash, manifest)
+SELECT r.run_id, 0, 1000 + s, 1, 'train', '1', %(nodes)s, clock_timestamp() + interval '1 h', '', ''
+FROM flq_state.run r, generate_series(1, %(tasks)s) s;
+"""
+OPEN = """
+INSERT INTO flq_state.task (node_id, run_id, batch_id)
+SELECT n.node_id, b.run_id, b.batch_id
+FROM flq_state.batch b, flq_state.node n
+WHERE b.sequence >= 1000
+ORDER BY b.batch_id
+"""
+FINISHED = """
+INSERT INTO flq_state.result (batch_id, task_id, run_id, node_id, status, manifest, attempt, token)
+SELECT b.batch_id, 1000000 + row_number() OVER (), b.run_id, n.node_id, 'ok', '', 1, 1
+FROM flq_state.batch b, flq_state.node n
+WHERE b.sequence >= 1000
+"""
+
+
+class Filled:
+    """A database with open tasks and results, and examples of what the hot statements are asked."""
+
+    def __init__(self, doors: Doors, db: Database, statistics: str) -> None:
+        _, self.hosted = doors.fleet(*(f"n{i}" for i in range(NODES)))
+        claims = [doors.grid(runs.submit(db, act.submission()))[1] for _ in range(RUNS)]
+        self.token = claims[0].token
+        self.run_id = claims[0].run.run_id
+        self.last_run = claims[-1].run.run_id
+        with db.connection() as connection:
+            if statistics == "of the empty tables":
+                connection.execute("VACUUM ANALYZE")
+            connection.execute(FILL, {"nodes": NODES, "tasks": TASKS})
+            connection.execute(OPEN)
+            connection.execute(FINISHED)
+            if statistics == "of the filled tables":
+                connection.execute("VACUUM ANALYZE")
+        self.nodes = [node.node_id for node in self.hosted]
+
+    def keys(self, tx: Tx, count: int = 10) -> dict[str, Any]:
+        """Claimed tasks, all over the place."""
+        rows = tx.execute(
+            "UPDATE flq_state.task t SET token = 7, epoch = 1, attempt = 1, process_id = %s,"
+            " claimed_at = clock_timestamp(), lease_until = clock_timestamp() + interval '1 h'"
+            " FROM (SELECT node_id, run_id, task_id FROM flq_state.task ORDER BY hashint8(task_id) LIMIT %s) x"
+            " WHERE (t.node_id, t.run_id, t.task_id) = (x.node_id, x.run_id, x.task_id)"
+            " RETURNING t.node_id, t.run_id, t.task_id, t.batch_id, t.token",
+            [uuid.uuid4(), count],
+        ).fetchall()
+        names = ("node_ids", "run_ids", "task_ids", "batch_ids", "tokens")
+        return dict(zip(names, (list(column) for column in zip(*rows, strict=True)), strict=True))
+
+    def claim(self, nodes: int, *, known: Mapping[int, int] | None = None) -> dict[str, Any]:
+        """A claim for some nodes: a full look, or one behind cursors."""
+        asked = self.nodes[:nodes]
+        pairs = [(node, run, after) for node in asked for run, after in (known or {}).items()]
+        return {
+            "node_ids": asked, "epochs": [1] * nodes, "clocks": [0.0] * nodes,
+            "beyonds": [self.last_run if known else 0] * nodes,
+            "known_nodes": [node for node, *_ in pairs], "known_runs": [run for _, run, _ in pairs],
+            "known_after": [after for *_, after in pairs], "known_tags": [0.0] * len(pairs), "again": False,
+            "per_node": 2, "total": 100, "token": 9, "process_id": uuid.uuid4(), "lease": 15.0, "max_attempts": 10,
+        }  # fmt: skip
+
+    def values(self, tx: Tx, name: str) -> dict[str, Any]:
+        """What a statement is asked."""
+        if name == "claim":
+            return self.claim(NODES)
+        keys = self.keys(tx)
+        ten = [0.0] * 10
+        extra: dict[str, dict[str, Any]] = {
+            "submit": {
+                "statuses": ["ok"] * 10, "error_codes": [None] * 10, "error_texts": [None] * 10,
+                "manifests": [b"m"] * 10, "metrics": [None] * 10, "payload_bytes": [0] * 10, "started": ten,
+                "ended": ten, "object_tasks": [], "objects": [],
+            },
+            "renew": {"lease": 15.0},
+            "end_tasks": {"status": "cancelled", "error_code": 3, "error_text": "x"},
+            "arrived": {"xmin": 0, "batch_ids": keys["batch_ids"][:1]},
+            "open_tasks_of_batches": {"run_id": self.run_id},
+            "overdue_tasks": {"limit": 1000},
+            "push": {
+                "run_id": self.run_id, "token": self.token, "node_ids": self.nodes, "sequence": 1, "kind": "train",
+                "group_id": "1", "round": 1, "ttl": 60.0, "content_hash": b"x", "manifest": b"m", "manifests": [],
+                "objects": [],
+            },
+            "pushed_before": {"run_id": self.run_id, "token": self.token, "sequence": 1000},
+        }  # fmt: skip
+        return {**keys, **extra.get(name, {})}
+
+
+@pytest.fixture(params=["none", "of the empty tables", "of the filled tables"])
+def filled(request: pytest.FixtureRequest, doors: Doors, db: Database) -> Filled:
+    return Filled(doors, db, request.param)
+
+
+BY_KEY = {
+    # statement: pages it may touch, the indexes by which it may read tasks and results
+    "claim": (2500, {"pk_task"}),
+    "renew": (200, {"pk_task"}),
+    "submit": (700, {"pk_task"}),
+    "release": (300, {"pk_task"}),
+    "end_tasks": (700, {"pk_task"}),
+    "stored_before": (100, {"pk_result"}),
+    "note_late": (200, {"pk_result", "pk_task"}),
+    "arrived": (60, {"ix_result_batch_id_xid", "pk_result"}),
+    "replies": (150, {"pk_result"}),
+    "push": (500, set()),
+    "pushed_before": (60, {"ix_task_batch_id", "pk_result", "ix_result_batch_id_xid"}),
+    "open_tasks_of_batches": (400, {"ix_task_batch_id"}),
+    "overdue_tasks": (9000, {"ix_task_batch_id"}),
+    "broadcast_manifests": (50, set()),
+    "own_manifests": (100, set()),
+}
+
+
+def indexes(plan: Plan) -> set[str]:
+    """The indexes by which tasks and results are read; a scan of a whole table stands for itself."""
+    found = set()
+    for table in ("task", "result"):
+        for scan in plan.scans(table):
+            if scan.kind == "Bitmap Heap Scan":
+                continue  # its index is in the node below
+            name = scan.index or scan.kind
+            # a partition's index is called after the partition and its columns
+            if table == "result" and scan.index:
+                name = "pk_result" if scan.index.endswith("pkey") else "ix_result_batch_id_xid"
+            found.add(name)
+    return found
+
+
+def test_hot_statements_go_by_key_whatever_the_statistics(filled: Filled, db: Database):
+    wrong = []
+    for name, (pages, allowed) in BY_KEY.items():
+        for generic in (True, False):
+            with db.connection() as tx, tx.transaction(force_rollback=True):
+                plan = explain(tx, STATEMENTS[name], filled.values(tx, name), generic=generic)
+            if indexes(plan) - allowed or plan.buffers > pages:
+                wrong.append(f"{name} generic={generic} {indexes(plan)} {plan.buffers} pages")
+    assert not wrong, "\n".join(wrong)
+
+
+@pytest.fixture
+def snapshot(dsn: str) -> Iterator[Tx]:
+    """A long transaction of somebody else: what it could still see no vacuum removes."""
+    holder = connect(dsn, application="analyst")
+    with holder.transaction():
+        holder.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ")
+        holder.execute("SELECT count(*) FROM flq_state.task").fetchone()
+        yield holder
+    holder.close()
+
+
+@pytest.mark.parametrize("generic", [True, False])
+def test_a_claim_behind_its_cursor_does_not_walk_over_the_dead(
+    doors: Doors, db: Database, snapshot: Tx, *, generic: bool
+):
+    filled = Filled(doors, db, "none")
+    with db.connection() as tx:
+        rows = tx.execute("DELETE FROM flq_state.task WHERE run_id = %s RETURNING task_id", [filled.run_id]).fetchall()
+        tx.execute(
+            "INSERT INTO flq_state.task (node_id, run_id, batch_id) SELECT node_id, %s, 1 FROM flq_state.node",
+            [filled.run_id],
+        )
+        tx.execute("VACUUM ANALYZE flq_state.task")
+        last = max(task for (task,) in rows)
+        cursor = explain(tx, tasks.SQL["claim"], filled.claim(1, known={filled.run_id: last}), generic=generic)
+        full = explain(tx, tasks.SQL["claim"], filled.claim(1), generic=generic)
+    assert cursor.buffers < 80
+    assert full.buffers > cursor.buffers
+    assert indexes(cursor) == {"pk_task"}
+
+
+def test_submits_and_renewals_under_a_held_snapshot_go_by_key(doors: Doors, db: Database, snapshot: Tx):
+    filled = Filled(doors, db, "of the empty tables")
+    with db.connection() as tx:
+        tx.execute("DELETE FROM flq_state.task WHERE task_id % 2 = 0".replace("%", "%%"), [])
+        tx.execute("ANALYZE flq_state.task")
+        for name in ("submit", "renew", "release"):
+            with tx.transaction(force_rollback=True):
+                plan = explain(tx, STATEMENTS[name], filled.values(tx, name), generic=True)
+            assert indexes(plan) == {"pk_task"}
+            assert plan.buffers <= BY_KEY[name][0]
