@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import mmap
 import threading
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -18,6 +17,7 @@ import numpy as np
 from flq.apps.inbox import Inbox, Replies
 from flq.apps.outbox import Parcel, parcels
 from flq.errors import AppError, ObjectCorrupt, ObjectsMissing
+from flq.wire import mapped
 from flq.wire.codec import decode, encode
 from flq.wire.grid import Checkpoint, GridNode, Pushed
 from flq.wire.grid import Grid as Door
@@ -275,8 +275,4 @@ def _readable(data: bytes | bytearray | memoryview | Path) -> Iterator[memoryvie
         yield memoryview(data).cast("B").toreadonly()
         return
     with data.open("rb") as file:
-        if not data.stat().st_size:
-            yield memoryview(b"")
-            return
-        with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as mapped, memoryview(mapped) as view:
-            yield view
+        yield mapped.readable(file)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import functools
 import tomllib
-from collections.abc import Callable
-from contextlib import closing
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -14,7 +14,7 @@ import click
 
 from flq import settings as flq_settings
 from flq.cli.output import note
-from flq.errors import Unreachable, UsageError
+from flq.errors import DiskFull, LocalError, Unreachable, UsageError
 from flq.settings import Settings
 
 if TYPE_CHECKING:
@@ -53,9 +53,32 @@ def federated(command: Callable[..., R]) -> Callable[..., R]:
     def wrapper(*args: Any, federation: str | None, home: Path | None, **options: Any) -> R:
         project = _project_table(options.get("app") or Path())
         settings = flq_settings.load(home=home, federation=federation, project=project)
-        return command(*args, settings=settings, **options)
+        with _explained(settings):
+            return command(*args, settings=settings, **options)
 
     return wrapper
+
+
+@contextmanager
+def _explained(settings: Settings) -> Iterator[None]:
+    """Say what the embedded federation suffers from, if that is why something does not work."""
+    try:
+        yield
+    except (Unreachable, LocalError) as exc:
+        if settings.embedded and not isinstance(exc, DiskFull):
+            exc.hint = _suffering(settings.home) or exc.hint
+        raise
+
+
+def _suffering(home: Path) -> str | None:
+    from flq.local import federation as embedded
+    from flq.local import room
+
+    shortage = room.shortage(home)
+    if shortage is not None:
+        return shortage
+    ill = [found for found in embedded.status(home).processes if found.state in {"restarting", "failed"}]
+    return f"{ill[0].name} is {ill[0].state}; its log is {ill[0].log}" if ill else None
 
 
 def find(settings: Settings) -> Place:

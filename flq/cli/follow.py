@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Protocol
 
 from flq.cli.output import note
-from flq.errors import TimeoutPassed, Unreachable
+from flq.errors import Interrupted, TimeoutPassed, Unreachable
 from flq.wire.control import Control
 from flq.wire.runs import FeedCursor, LogLine, RoundRow, RunRow
 from flq.wire.status import RunStatus
@@ -37,6 +38,15 @@ class View(Protocol):
 
     def waiting(self, reason: str) -> None:
         """The run does not begin, for this reason."""
+
+
+@contextmanager
+def interruption(while_: str, *, hint: str | None = None) -> Iterator[None]:
+    """Say what Ctrl-C has ended, and what it has not. Raises `Interrupted`."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        raise Interrupted(f"interrupted {while_}", hint=hint) from None
 
 
 def follow(door: Control, run: str, view: View, *, timeout: float | None, rounds: bool = True) -> RunRow:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import click
 
 from flq.cli.federation import control, federated, find
-from flq.cli.follow import follow
+from flq.cli.follow import follow, interruption
 from flq.cli.options import examples, json_option, run_argument
 from flq.cli.output import print_json
 from flq.cli.views import JsonView, LogView
@@ -41,7 +41,9 @@ def command(
                 LogView(source).lines(lines)
             return
         view = JsonView(source) if as_json else LogView(source)
-        row = follow(door, door.run(run).name, view, timeout=timeout, rounds=False)
+        name = door.run(run).name
+        with interruption(f"while {name} was followed", hint=f"it is not stopped by that: flq stop {name}"):
+            row = follow(door, name, view, timeout=timeout, rounds=False)
         view.end(row)
 
 

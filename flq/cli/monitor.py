@@ -28,5 +28,6 @@ def command(*, settings: Settings, port: int, address: str) -> int:
     broker = find(settings).needs_broker()
     from flq.exec import monitor
 
-    note(f"Celery Flower: http://{address}:{port}")
-    return monitor.run(broker, port=port, address=address)
+    return monitor.run(
+        broker, port=port, address=address, ready=lambda: note(f"Celery Flower: http://{address}:{port}")
+    )

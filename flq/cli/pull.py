@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import mmap
+import errno
 import os
 import secrets
 import sys
@@ -15,8 +15,9 @@ import click
 from flq.cli.federation import control, federated, find
 from flq.cli.options import examples, json_option, run_argument
 from flq.cli.output import print_json, size
-from flq.errors import ArtifactUnknown, FlqError
+from flq.errors import ArtifactUnknown, DiskFull, FlqError, LocalError
 from flq.settings import Settings
+from flq.wire import mapped
 from flq.wire.control import Control
 from flq.wire.runs import ArtifactRow
 
@@ -85,9 +86,10 @@ def _exists(target: Path) -> FlqError:
 
 
 def _fetch(door: Control, run: str, artifact: ArtifactRow, target: Path, *, force: bool) -> None:
-    target.parent.mkdir(parents=True, exist_ok=True)
     draft = target.with_name(f".{target.name}.{secrets.token_hex(4)}")
+    made = not target.parent.exists()
     try:
+        target.parent.mkdir(parents=True, exist_ok=True)
         _fill(door, run, artifact, draft)
         if force:
             draft.replace(target)
@@ -95,18 +97,28 @@ def _fetch(door: Control, run: str, artifact: ArtifactRow, target: Path, *, forc
             os.link(draft, target)  # unlike a rename this never replaces a file that has just come into being
     except FileExistsError as exc:
         raise _exists(target) from exc
+    except OSError as exc:
+        raise _unwritable(target, artifact.size, exc) from exc
     finally:
-        with suppress(FileNotFoundError):
-            draft.unlink()
+        with suppress(OSError):
+            draft.unlink(missing_ok=True)
+        if made:
+            with suppress(OSError):  # there is something in it, or it was not made
+                target.parent.rmdir()
+
+
+def _unwritable(target: Path, length: int, exc: OSError) -> LocalError:
+    kind = DiskFull if exc.errno in {errno.ENOSPC, errno.EDQUOT} else LocalError
+    return kind(
+        f"{target} ({size(length)}) cannot be written: {exc.strerror}",
+        hint="make room there, or choose another folder with -o",
+    )
 
 
 def _fill(door: Control, run: str, artifact: ArtifactRow, draft: Path) -> None:
     with draft.open("x+b") as file:
-        if artifact.size == 0:
-            return
-        file.truncate(artifact.size)
-        with mmap.mmap(file.fileno(), artifact.size) as memory, memoryview(memory) as into:
-            door.artifact(run, artifact.name, into)
+        if artifact.size:
+            door.artifact(run, artifact.name, mapped.writable(file, artifact.size))
 
 
 @contextmanager

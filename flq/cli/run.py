@@ -14,26 +14,25 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from flq.cli.federation import control, federated, find_or_start
-from flq.cli.follow import follow, wait
+from flq.cli.follow import follow, interruption, wait
 from flq.cli.options import examples, json_option
 from flq.cli.output import Failure, note, print_json
 from flq.cli.person import person
 from flq.cli.views import JsonView, StreamView, ended, failure_of
-from flq.errors import FlqError, Unreachable
+from flq.errors import Interrupted, NodesMissing, Unreachable
 from flq.settings import Settings
 from flq.wire.control import Control
-from flq.wire.runs import RunRow, Submission
+from flq.wire.runs import NodeRow, RunRow, Submission
 from flq.wire.status import Outcome
 
 if TYPE_CHECKING:
     from flq.cli.live import LiveView
 
-NODE_PATIENCE = 10.0
+NODE_PATIENCE = 5.0
 """How long to wait for nodes that are just coming up."""
 
 RETRY_SECONDS = 1.0
 SEED_BITS = 31
-INTERRUPTED = 130
 
 
 @click.command(
@@ -74,16 +73,19 @@ INTERRUPTED = 130
 def command(*, settings: Settings, app: Path, stream: bool, waiting: bool, as_json: bool, **options: Any) -> int:
     """Run an app on a federation, and print the run's name.
 
-    APP is the project's folder, by default this one. Returns once the run is recorded: it cannot be lost then. With
-    --stream or --wait the exit code tells how it ended. Without a federation that is configured or up, an embedded
-    one is started; it stays up.
+    APP is the project's folder, by default this one, or a bundle's file. Returns once the run is recorded: it cannot
+    be lost then. With --stream or --wait the exit code tells how it ended. Without a federation that is configured or
+    up, an embedded one is started; it stays up.
     """
     _check(stream=stream, waiting=waiting, timeout=options["timeout"])
     submission = _submission(app, **options)
-    place = find_or_start(settings, nodes=options["nodes"])
+    with interruption("before the run was submitted"):
+        place = find_or_start(settings, nodes=options["nodes"])
     with control(place) as door:
-        _require_nodes(door, options["nodes"])
-        row = _submit(door, submission)
+        with interruption("before the run was submitted"):
+            _require_nodes(door, options["nodes"], submission.select)
+        with interruption("while the run was submitted", hint="`flq ls` shows whether it is there"):
+            row = _submit(door, submission)
         try:
             return _see_through(door, row, stream=stream, waiting=waiting, timeout=options["timeout"], as_json=as_json)
         except KeyboardInterrupt:
@@ -109,14 +111,14 @@ def _submission(
     time_limit: float | None,
     timeout: float | None,  # noqa: ARG001 - it is ours, not the run's
 ) -> Submission:
-    from flq.apps.bundle import pack
-    from flq.apps.project import load_project, override_config
+    from flq.apps.bundle_file import open_app
+    from flq.apps.project import override_config
 
-    project = load_project(app)
+    project, packed = open_app(app)
     return Submission(
         app=project.name,
         config=override_config(project.config, run_config),
-        bundle=pack(project).data,
+        bundle=packed.data,
         owner=person(),
         idempotency_key=uuid.uuid4().hex,
         seed=secrets.randbits(SEED_BITS) if seed is None else seed,
@@ -137,19 +139,25 @@ def _submit(door: Control, submission: Submission) -> RunRow:
         return door.submit(submission)
 
 
-def _require_nodes(door: Control, wanted: int | None) -> None:
-    """Wait for `wanted` nodes for a moment. Raises `FlqError` if fewer come."""
+def _require_nodes(door: Control, wanted: int | None, select: Sequence[str]) -> None:
+    """Wait for `wanted` nodes of those selected for a moment. Raises `NodesMissing` if fewer come."""
     if wanted is None:
         return
     give_up = time.monotonic() + NODE_PATIENCE
-    while (online := sum(node.online for node in door.nodes())) < wanted:
+    while (online := sum(node.online for node in door.nodes() if _is_selected(node, select))) < wanted:
         if time.monotonic() > give_up:
-            raise FlqError(
-                f"{wanted} nodes are required, {online} are online",
+            those = f" of --on {','.join(select)}" if select else ""
+            raise NodesMissing(
+                f"{wanted} nodes are required, {online}{those} are online",
                 hint="flq nodes lists them; host more: flq supernode --name NAME --nodes N",
             )
         door.wait(0.1)
         time.sleep(0.02)
+
+
+def _is_selected(node: NodeRow, select: Sequence[str]) -> bool:
+    labels = {f"{key}={value}" for key, value in node.labels.items()}
+    return not select or node.name in select or not labels.isdisjoint(select)
 
 
 def _see_through(
@@ -160,6 +168,7 @@ def _see_through(
             _announce(row, as_json=as_json, to_stderr=True)
             row = follow(door, row.name, view, timeout=timeout)
             view.end(row)
+        _point_on(row, as_json=as_json)
     elif waiting:
         _announce(row, as_json=as_json, to_stderr=False)
         row = wait(door, row.name, timeout=timeout)
@@ -167,6 +176,7 @@ def _see_through(
             print_json(row, failure_of(row))
         else:
             note(ended(row))
+        _point_on(row, as_json=as_json)
     else:
         if as_json:
             print_json(row)
@@ -175,6 +185,12 @@ def _see_through(
         note(f"follow it: flq logs -f {row.name}")
         return 0
     return 0 if row.outcome is Outcome.COMPLETED else 1
+
+
+def _point_on(row: RunRow, *, as_json: bool) -> None:
+    """Say where a run that did not complete is told of in full."""
+    if row.outcome is not Outcome.COMPLETED and not as_json:
+        note(f"flq show {row.name} tells more, flq logs {row.name} what was printed")
 
 
 def _announce(row: RunRow, *, as_json: bool, to_stderr: bool) -> None:
@@ -196,7 +212,7 @@ def _interrupted(row: RunRow, *, as_json: bool) -> int:
     told = f"{row.name} goes on"
     hint = f"watch it: flq logs -f {row.name}; stop it: flq stop {row.name}"
     if as_json:
-        print_json(row, Failure("interrupted", told, hint))
+        print_json(row, Failure(Interrupted.code, told, hint))
     else:
         note(f"\n{told}. {hint[0].upper()}{hint[1:]}")
-    return INTERRUPTED
+    return Interrupted.exit_code

@@ -28,6 +28,7 @@ VIEWS = {
     "logs": "the output of ServerApps, ClientApps and SuperExec",
     "events": "the history of every run: what, when, who, why",
     "waiting": "what each unfinished run waits for",
+    "maintenance": "what the sweeps have done, when, and what went wrong",
 }
 """The views of schema `flq`, which is on the search path."""
 

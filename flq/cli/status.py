@@ -11,6 +11,7 @@ import click
 from flq.cli.federation import Place, control, federated
 from flq.cli.options import examples, json_option
 from flq.cli.output import Failure, ago, note, print_failure, print_json, print_table
+from flq.errors import DiskFull
 from flq.settings import Settings
 
 if TYPE_CHECKING:
@@ -38,6 +39,7 @@ class Picture:
     nodes: int
     processes: tuple[Process, ...]
     error: str | None
+    hint: str | None
 
 
 @click.command(
@@ -49,8 +51,8 @@ class Picture:
 def command(*, settings: Settings, as_json: bool) -> int:
     """Show whether the federation is up, and its processes.
 
-    Exits with 1 if the embedded federation is not up or one of its processes fails; with 5 if a federation with
-    a DSN cannot be reached.
+    Exits with 1 if the embedded federation is not up, one of its processes fails or its disk is full; with 5 if a
+    federation with a DSN cannot be reached.
     """
     if settings.dsn is not None:
         _status_elsewhere(settings, settings.dsn, as_json=as_json)
@@ -74,7 +76,7 @@ def picture(found: FederationStatus) -> Picture:
         Process(process.name, process.pid, process.state, process.restarts, process.since, str(process.log))
         for process in found.processes
     )
-    return Picture(found.state, found.pid, found.nodes, processes, found.error)
+    return Picture(found.state, found.pid, found.nodes, processes, found.error, found.hint)
 
 
 def print_picture(found: Picture) -> None:
@@ -90,9 +92,14 @@ def print_picture(found: Picture) -> None:
 
 
 def _failure(found: Picture, settings: Settings) -> Failure | None:
+    from flq.local import room
+
     if found.state in {"down", "failed"}:
         message = found.error or f"there is no federation below {settings.home}"
-        return Failure(f"federation_{found.state}", message, "start it: flq up")
+        return Failure(f"federation_{found.state}", message, found.hint or "start it: flq up")
+    shortage = room.shortage(settings.home)
+    if shortage is not None:
+        return Failure(DiskFull.code, shortage)
     failed = [process for process in found.processes if process.state == "failed"]
     if failed:
         names = ", ".join(process.name for process in failed)

@@ -125,8 +125,11 @@ class FinishedRounds:
 
 
 def is_shown(line: LogLine) -> bool:
-    """Whether a line is worth showing among a run's progress, which tells of starts and ends by itself."""
-    return line.source != SUPEREXEC or line.level in _LOUD
+    """Whether a line is worth showing among a run's progress, which tells of starts and ends by itself.
+
+    Of SuperExec that is a warning: an attempt has ended before its time, and another one follows.
+    """
+    return line.source != SUPEREXEC or line.level == "WARNING"
 
 
 def labelled(line: LogLine) -> str:

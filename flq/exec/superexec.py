@@ -127,7 +127,6 @@ class Hooks:
 
         signal.signal(signum, handle)
 
-
     def _limit_shutdown(self) -> None:
         if not self._leaving:
             self._leaving = True

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Final
 
 from flq.errors import ArtifactUnknown, UsageError
-from flq.link import objects
+from flq.link import objects, quotas
 from flq.link.checkpoints import hold_attempt
 from flq.link.database import Database
 from flq.link.sql import load
@@ -16,13 +16,17 @@ SQL: Final = load("artifacts")
 
 
 def put(db: Database, *, run_id: RunId, token: int, name: str, object_hash: ObjectHash) -> None:
-    """Make a stored object the run's artifact `name`. Raises `AttemptFenced`, `ObjectsMissing` or `UsageError`."""
+    """Make a stored object the run's artifact `name`.
+
+    Raises `AttemptFenced`, `ObjectsMissing`, `QuotaExceeded` or `UsageError`.
+    """
     if not name or "/" in name or "\\" in name or "\0" in name or name in {".", ".."}:
         raise UsageError(f"{name!r} cannot be the name of an artifact", hint="a file name without a folder")
     with db.transaction() as tx:
         hold_attempt(tx, run_id, token)
         objects.hold(tx, [object_hash])
         tx.execute(SQL["put_artifact"], {"run_id": run_id, "name": name, "object_hash": object_hash})
+        quotas.check(tx, run_id, objects=1)
 
 
 def listing(db: Database, run_id: RunId) -> list[ArtifactRow]:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import secrets
 import uuid
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -59,6 +60,13 @@ def unclaimed(db: Database, *, patience: float = PATIENCE_SECONDS) -> list[Job]:
     with db.connection() as connection:
         rows = connection.execute(SQL["unclaimed_attempts"], {"patience": patience}).fetchall()
     return [Job(run_id=RunId(row[0]), name=row[1], attempt=row[2], job_id=row[3]) for row in rows]
+
+
+def delayed(db: Database, jobs: Sequence[Job], *, reason: str) -> None:
+    """Note that jobs could not be published, and why; whoever asks what their runs wait for is told."""
+    with db.transaction() as tx:
+        for job in jobs:
+            events.record(tx, job.run_id, "delayed", actor="superlink", reason=reason)
 
 
 def claim(db: Database, *, run_id: RunId, attempt: int, process_id: str, job_id: str) -> AttemptClaim | None:

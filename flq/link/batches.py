@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any, Final, NamedTuple
 
 from flq.errors import AttemptFenced, NodeUnknown
-from flq.link import events, objects, runs, tasks
+from flq.link import events, objects, quotas, runs, tasks
 from flq.link.arrays import bigints, byteas
 from flq.link.database import Database, Tx
 from flq.link.sql import load
@@ -28,7 +28,7 @@ def push(db: Database, *, run_id: RunId, token: int, push: Push) -> Pushed:
     A push whose sequence exists with another content diverges from what an earlier attempt did: it opens a new branch,
     the open tasks of the old one are cancelled, and the history says so with both hashes.
 
-    Raises `AttemptFenced`, `NodeUnknown` or `ObjectsMissing`.
+    Raises `AttemptFenced`, `NodeUnknown`, `ObjectsMissing` or `QuotaExceeded`.
     """
     pushed = _push_once(db, run_id, token, push)
     if pushed is None:
@@ -37,12 +37,9 @@ def push(db: Database, *, run_id: RunId, token: int, push: Push) -> Pushed:
 
 
 def _push_once(db: Database, run_id: RunId, token: int, push: Push) -> Pushed | None:
-    if not push.objects:
-        with db.connection() as connection:
-            return _pushed(_statement(connection, run_id, token, push))
     with db.transaction() as tx:
         objects.hold(tx, push.objects)
-        return _pushed(_statement(tx, run_id, token, push))
+        return _within_quotas(tx, run_id, push, _pushed(_statement(tx, run_id, token, push)))
 
 
 def _statement(tx: Tx, run_id: RunId, token: int, push: Push) -> _Made:
@@ -77,6 +74,12 @@ def _pushed(made: _Made) -> Pushed | None:
     return Pushed(BatchId(made.batch_id), tuple(TaskId(task_id) for task_id in made.task_ids or ()))
 
 
+def _within_quotas(tx: Tx, run_id: RunId, push: Push, pushed: Pushed | None) -> Pushed | None:
+    if pushed is not None:
+        quotas.check(tx, run_id, tasks=len(push.node_ids), objects=len(push.objects))
+    return pushed
+
+
 def _repeat(db: Database, run_id: RunId, token: int, push: Push) -> Pushed | None:
     with db.connection() as connection, connection.cursor(binary=True) as cursor:
         row = cursor.execute(
@@ -105,6 +108,6 @@ def _diverge(db: Database, run_id: RunId, token: int, push: Push) -> Pushed:
         if before is not None:
             details["before"] = bytes(before[1]).hex()
         events.record(tx, run_id, "diverged", actor="serverapp", details=details)
-        pushed = _pushed(_statement(tx, run_id, token, push))
+        pushed = _within_quotas(tx, run_id, push, _pushed(_statement(tx, run_id, token, push)))
     assert pushed is not None, "a new branch has no sequences yet"  # noqa: S101
     return pushed

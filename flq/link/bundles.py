@@ -14,9 +14,10 @@ SQL: Final = load("bundles")
 
 
 def store(tx: Tx, data: bytes) -> ObjectHash:
-    """Store a bundle unless it is there; returns its hash."""
+    """Store a bundle unless it is there, and hold it until the transaction ends; returns its hash."""
     bundle_hash = ObjectHash(hashlib.sha256(data).digest())
-    tx.execute(SQL["insert_bundle"], {"bundle_hash": bundle_hash, "data": data})
+    while tx.execute(SQL["hold_bundle"], {"bundle_hash": bundle_hash}).fetchone() is None:
+        tx.execute(SQL["insert_bundle"], {"bundle_hash": bundle_hash, "data": data})
     return bundle_hash
 
 

@@ -6,8 +6,8 @@ from typing import Final, NamedTuple
 
 from psycopg.types.json import Jsonb
 
-from flq.errors import AttemptFenced
-from flq.link import metrics, notify, objects
+from flq.errors import AttemptFenced, LinkError
+from flq.link import metrics, notify, objects, quotas
 from flq.link.database import Database, Tx
 from flq.link.sql import load
 from flq.wire.grid import Checkpoint
@@ -34,7 +34,8 @@ def hold_attempt(tx: Tx, run_id: RunId, token: int) -> Held:
 def commit(db: Database, *, run_id: RunId, token: int, checkpoint: Checkpoint) -> None:
     """Record a finished round with its model, state and metrics in one transaction. Exactly one commit of it counts.
 
-    Raises `AttemptFenced` or `ObjectsMissing`.
+    What the round has sent and received is released, unless the run keeps replies, and so are the states of all but its
+    newest checkpoints. Raises `AttemptFenced`, `ObjectsMissing` or `QuotaExceeded`.
     """
     with db.transaction() as tx:
         held = hold_attempt(tx, run_id, token)
@@ -52,20 +53,24 @@ def commit(db: Database, *, run_id: RunId, token: int, checkpoint: Checkpoint) -
         row = tx.execute(SQL["commit_round"], values).fetchone()
         if row is not None and row[0]:
             metrics.record_in(tx, run_id, checkpoint.round, checkpoint.metrics)
+            tx.execute(SQL["release_rounds"], {"run_id": run_id, "next_sequence": checkpoint.next_sequence})
+            quotas.check(tx, run_id, objects=len(checkpoint.objects))
             notify.tell(tx, notify.RUNS, str(run_id))
 
 
 def last(db: Database, run_id: RunId) -> Checkpoint | None:
-    """The newest committed round of a run."""
+    """The newest committed round of a run. Raises `LinkError` if its state was pruned: nothing can go on from it."""
     with db.connection() as connection, connection.cursor(binary=True) as cursor:
         row = cursor.execute(SQL["last_checkpoint"], {"run_id": run_id}).fetchone()
     if row is None:
         return None
     number, state, numbers, next_sequence, names = row
+    if state is None:
+        raise LinkError(f"the state of round {number} was pruned", hint="the run cannot go on; submit it anew")
     return Checkpoint(
         round=number,
         state=bytes(state),
         objects=frozenset(ObjectHash(bytes(name)) for name in names),
-        metrics={name: float(value) for name, value in numbers.items()},
+        metrics=metrics.numbers(numbers),
         next_sequence=next_sequence,
     )

@@ -42,6 +42,7 @@ class Dispatcher:
                 if not self._broker_lost:
                     logger.warning("%d jobs wait for the broker: %s", len(jobs) - sent, exc)
                 self._broker_lost = True
+                attempts.delayed(self._db, jobs[sent:], reason=exc.message)
                 return sent
             logger.info("published attempt %d of run %s as job %s", job.attempt, job.name, job.job_id)
             self._broker_lost = False

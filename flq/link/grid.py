@@ -9,7 +9,7 @@ from random import Random
 from typing import Concatenate, ParamSpec, TypeVar
 
 from flq import log
-from flq.errors import AttemptFenced, DatabaseUnreachable
+from flq.errors import AttemptFenced, DatabaseUnreachable, QuotaExceeded
 from flq.link import artifacts, bundles, checkpoints, nodes, notify, objects, runs, tasks
 from flq.link import results as replies
 from flq.link.batches import push as push_batch
@@ -25,6 +25,9 @@ logger = log.get(__name__)
 
 OUTAGE_SECONDS = 300.0
 """How long a ServerApp waits for a database that went away, before it gives up."""
+
+ROOM_SECONDS = 0.5
+"""How often a push that a quota keeps waiting looks for room."""
 
 RETRY_SECONDS = 0.1
 RETRY_MOST_SECONDS = 5.0
@@ -94,9 +97,22 @@ class DbGrid:
         """See `Grid.nodes`."""
         return nodes.usable(self._db, self._run_id)
 
-    @_patient
     def push(self, push: Push) -> Pushed:
-        """See `Grid.push`."""
+        """See `Grid.push`. While the run has too many open tasks, waits for some to end: each has a deadline."""
+        told = False
+        while True:
+            try:
+                return self._push(push)
+            except QuotaExceeded as exc:
+                if not exc.passes:
+                    raise
+                if not told:
+                    logger.warning("%s; the push waits for open tasks to end", exc)
+                told = True
+                time.sleep(ROOM_SECONDS * _JITTER.uniform(0.5, 1.0))
+
+    @_patient
+    def _push(self, push: Push) -> Pushed:
         return push_batch(self._db, run_id=self._run_id, token=self._token, push=push)
 
     @_patient

@@ -1,12 +1,21 @@
-"""Sweeps: what must happen although nobody asks for it. Each is a bounded transaction of one process at a time."""
+"""Sweeps: what must happen although nobody asks for it.
+
+Each is a bounded transaction of one process at a time, with time-outs of its own; one that fails is recorded and does
+not keep the others from running. View `flq.maintenance` shows what they did.
+"""
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Final
 
+import psycopg
+
 from flq import log
-from flq.link import attempts, tasks
+from flq.errors import DatabaseUnreachable, LinkError
+from flq.link import attempts, collection, tasks
 from flq.link.database import Database, Tx
 from flq.link.sql import load
 
@@ -17,14 +26,85 @@ logger = log.get(__name__)
 EVERY_SECONDS = 1.0
 PARTITIONS_EVERY_SECONDS = 600.0
 
+IDLE_EVERY_SECONDS = 10.0
+"""A sweep that finds nothing to do is recorded so often at most."""
+
+KEEP_RUNS = 100
+"""How many runs of a sweep that did something stay on record."""
+
+SWEEP_PROCESSES = 100
+
+
+@dataclass(frozen=True, slots=True)
+class Sweep:
+    """Something to do every so many seconds, and again at once if there was something; `step` says how much it did."""
+
+    name: str
+    step: Callable[[Tx], int]
+    every: float = 0.0
+
+
+def _released(tx: Tx) -> int:
+    return collection.sweep_runs(tx)
+
+
+def _collected(tx: Tx) -> int:
+    found = collection.sweep(tx)
+    if found.objects:
+        logger.info("collected %d objects of %d bytes", found.objects, found.size)
+    return found.objects
+
+
+def _partitions(tx: Tx) -> int:
+    return len(tx.execute(SQL["make_partitions"]).fetchall())
+
+
+def _processes(tx: Tx) -> int:
+    return tx.execute(SQL["forget_processes"], {"limit": SWEEP_PROCESSES}).rowcount
+
+
+SWEEPS: Final = (
+    Sweep("overdue", tasks.expire_overdue),
+    Sweep("exhausted", tasks.end_exhausted),
+    Sweep("partitions", _partitions, every=PARTITIONS_EVERY_SECONDS),
+    Sweep("payloads", _released, every=60.0),
+    Sweep("objects", _collected, every=10.0),
+    Sweep("uploads", collection.sweep_uploads, every=600.0),
+    Sweep("processes", _processes, every=3600.0),
+)
+"""Tasks past their deadline or their last attempt; partitions; payloads of completed runs; objects, uploads and process
+instances that nobody needs any more. The attempts of SuperExecs that are gone are swept beside these."""
+
 
 def sweep(db: Database) -> None:
-    """End overdue and exhausted tasks, and release the attempts of SuperExecs that are gone."""
-    _alone(db, "overdue", tasks.expire_overdue)
-    _alone(db, "exhausted", tasks.end_exhausted)
-    released = attempts.release_abandoned(db)
-    if released:
-        logger.warning("released %d attempts whose SuperExec is gone", released)
+    """Run the sweeps that are due. Raises `DatabaseUnreachable`; what else goes wrong is recorded and logged."""
+    with db.connection() as connection:
+        last = {name: (age, busy) for name, age, busy in connection.execute(SQL["last_runs"]).fetchall()}
+    for found in SWEEPS:
+        age, busy = last.get(found.name, (found.every, False))
+        if busy or age >= found.every:
+            run(db, found)
+    _release_abandoned(db)
+
+
+def run(db: Database, found: Sweep) -> int | None:
+    """Run one sweep, whether it is due or not; None if another process is at it, or if it failed."""
+    started = time.monotonic()
+    try:
+        with db.transaction() as tx:
+            if not _locked(tx, found.name):
+                return None
+            tx.execute(SQL["sweep_timeouts"])
+            done = found.step(tx)
+            _record(tx, found, time.monotonic() - started, done)
+    except DatabaseUnreachable:
+        raise
+    except (LinkError, psycopg.Error) as exc:
+        _record_failure(db, found.name, time.monotonic() - started, exc)
+        return None
+    if done:
+        logger.info("sweep %s: %d", found.name, done)
+    return done
 
 
 def make_partitions(db: Database) -> list[str]:
@@ -35,12 +115,36 @@ def make_partitions(db: Database) -> list[str]:
         return [name for (name,) in tx.execute(SQL["make_partitions"])]
 
 
-def _alone(db: Database, name: str, step: Callable[[Tx], int]) -> None:
+def _release_abandoned(db: Database) -> None:
+    """Not one transaction: each attempt's run is locked by itself."""
+    started = time.monotonic()
+    try:
+        released = attempts.release_abandoned(db)
+    except DatabaseUnreachable:
+        raise
+    except (LinkError, psycopg.Error) as exc:
+        _record_failure(db, "attempts", time.monotonic() - started, exc)
+        return
+    if released:
+        logger.warning("released %d attempts whose SuperExec is gone", released)
     with db.transaction() as tx:
-        if _locked(tx, name):
-            ended = step(tx)
-            if ended:
-                logger.info("ended %d %s tasks", ended, name)
+        _record(tx, Sweep("attempts", lambda _: 0), time.monotonic() - started, released)
+
+
+def _record(tx: Tx, found: Sweep, seconds: float, done: int) -> None:
+    if done:
+        values = {"name": found.name, "seconds": seconds, "done": done, "error": None, "keep": KEEP_RUNS}
+        tx.execute(SQL["record_sweep"], values)
+    else:
+        every = min(found.every / 2, IDLE_EVERY_SECONDS) if found.every else IDLE_EVERY_SECONDS
+        tx.execute(SQL["record_idle"], {"name": found.name, "seconds": seconds, "every": every})
+
+
+def _record_failure(db: Database, name: str, seconds: float, exc: Exception) -> None:
+    logger.warning("sweep %s failed: %s", name, exc)
+    values = {"name": name, "seconds": seconds, "done": 0, "error": str(exc), "keep": KEEP_RUNS}
+    with db.connection() as connection:
+        connection.execute(SQL["record_sweep"], values)
 
 
 def _locked(tx: Tx, name: str) -> bool:

@@ -29,5 +29,10 @@ def finite(values: Mapping[str, float | list[float]]) -> dict[str, Any]:
     }
 
 
+def numbers(values: Mapping[str, Any]) -> dict[str, float]:
+    """Metrics from jsonb, the opposite of `finite`."""
+    return {name: float(value) for name, value in values.items()}
+
+
 def _number(value: float) -> float | str:
     return value if math.isfinite(value) else str(value)

@@ -15,7 +15,7 @@ from typing import Any, Final, NamedTuple
 from psycopg.types.json import Jsonb
 
 from flq.errors import IllegalTransition, RunUnknown, UsageError
-from flq.link import bundles, events, names, notify, tasks
+from flq.link import bundles, events, metrics, names, notify, tasks
 from flq.link.database import Database, Tx
 from flq.link.sql import load
 from flq.wire.ids import ObjectHash, RunId
@@ -157,8 +157,8 @@ def rounds(db: Database, run_id: RunId) -> list[RoundRow]:
     """The rounds of a run from 1 on."""
     with db.connection() as connection:
         rows = connection.execute(SQL["list_rounds"], {"run_id": run_id}).fetchall()
-    fields = ("round", "status", "nodes", "tasks", "done", "errors", "duration", "metrics")
-    return [RoundRow(**dict(zip(fields, row, strict=True))) for row in rows]
+    fields = ("round", "status", "nodes", "tasks", "done", "errors", "duration")
+    return [RoundRow(**dict(zip(fields, facts, strict=True)), metrics=metrics.numbers(found)) for *facts, found in rows]
 
 
 def waiting(db: Database, run_id: RunId) -> str | None:

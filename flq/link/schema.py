@@ -13,7 +13,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from flq.errors import DatabaseUnreachable, SchemaError, UsageError
+from flq.errors import SchemaError, UsageError
+from flq.link import refusals
+from flq.link.database import CONNECT_SECONDS, connecting, translated
 from flq.settings import load
 
 if TYPE_CHECKING:
@@ -49,12 +51,18 @@ def connection(dsn: str) -> Iterator[Connection]:
     from sqlalchemy.exc import OperationalError
     from sqlalchemy.pool import NullPool
 
-    engine = create_engine("postgresql+psycopg://", creator=lambda: psycopg.connect(dsn), poolclass=NullPool)
+    def open_connection() -> psycopg.Connection:
+        with connecting():
+            return psycopg.connect(dsn, connect_timeout=CONNECT_SECONDS)
+
+    engine = create_engine("postgresql+psycopg://", creator=open_connection, poolclass=NullPool)
     try:
         with engine.connect() as opened:
             yield opened
     except OperationalError as exc:
-        raise DatabaseUnreachable(f"PostgreSQL cannot be reached: {exc.orig}") from exc
+        if isinstance(exc.orig, psycopg.OperationalError):
+            raise refusals.error_of(exc.orig, broken=exc.connection_invalidated) from exc
+        raise
 
 
 def config() -> Config:
@@ -67,7 +75,10 @@ def config() -> Config:
 
 
 def upgrade(dsn: str, revision: str = "head") -> None:
-    """Bring the schema to `revision`. Several upgraders at once are one after another. Raises `DatabaseUnreachable`."""
+    """Bring the schema to `revision`. Several upgraders at once are one after another.
+
+    Raises `DatabaseUnreachable`, or `SchemaError` if the database is at a revision that this flq does not know.
+    """
     _command("upgrade", dsn, revision)
 
 
@@ -102,15 +113,12 @@ def current(dsn: str) -> str | None:
     """The database's revision, or None if flq has never been there. Raises `DatabaseUnreachable`."""
     import psycopg
 
-    try:
-        with psycopg.connect(dsn, connect_timeout=10) as opened:
-            found = opened.execute("SELECT to_regclass('flq_state.alembic_version')").fetchone()
-            if found is None or found[0] is None:
-                return None
-            row = opened.execute("SELECT version_num FROM flq_state.alembic_version").fetchone()
-            return str(row[0]) if row else None
-    except psycopg.OperationalError as exc:
-        raise DatabaseUnreachable(f"PostgreSQL cannot be reached: {exc}".rstrip()) from exc
+    with connecting(), psycopg.connect(dsn, connect_timeout=CONNECT_SECONDS) as opened, translated(opened):
+        found = opened.execute("SELECT to_regclass('flq_state.alembic_version')").fetchone()
+        if found is None or found[0] is None:
+            return None
+        row = opened.execute("SELECT version_num FROM flq_state.alembic_version").fetchone()
+        return str(row[0]) if row else None
 
 
 def head() -> str:
@@ -123,18 +131,26 @@ def check(dsn: str) -> None:
     found = current(dsn)
     if found == HEAD:
         return
+    raise _mismatch(found)
+
+
+def _mismatch(found: str | None) -> SchemaError:
     at = f"at schema revision {found}" if found else "without flq's schema"
     hint = "`flq db upgrade` brings it up" if found is None or found < HEAD else "upgrade flq on this machine"
-    raise SchemaError(f"the database is {at}; this flq needs {HEAD}", hint=hint)
+    return SchemaError(f"the database is {at}; this flq needs {HEAD}", hint=hint)
 
 
 def _command(name: str, dsn: str, revision: str) -> None:
     from alembic import command
+    from alembic.util.exc import CommandError
 
     with connection(dsn) as opened:
         settings = config()
         settings.attributes["connection"] = opened
-        getattr(command, name)(settings, revision)
+        try:
+            getattr(command, name)(settings, revision)
+        except CommandError as exc:  # it does not know where the database is
+            raise _mismatch(current(dsn)) from exc
 
 
 def main(arguments: list[str]) -> int:

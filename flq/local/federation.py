@@ -11,8 +11,9 @@ import os
 import signal
 import socket
 import subprocess
+import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -182,9 +183,24 @@ def _running(where: Layout, pid: int) -> FederationRunning:
 @contextmanager
 def _supervisor(where: Layout, nodes: int, *options: str) -> Iterator[subprocess.Popen[bytes]]:
     """A supervisor of its own session, which goes on after the block unless the block fails."""
+    process = None
+    try:
+        with _interrupt_afterwards():
+            process = _start_supervisor(where, nodes, options)
+        yield process
+    except BaseException:
+        if process is not None and process.poll() is None:
+            process.terminate()
+        raise
+    finally:
+        if process is not None:
+            process.returncode = process.poll() or 0  # it is not ours to wait for; without this Popen complains
+
+
+def _start_supervisor(where: Layout, nodes: int, options: Sequence[str]) -> subprocess.Popen[bytes]:
     layout.rotate(where.supervisor_log)
     with open(where.supervisor_log, "ab", opener=_for_owner) as log:
-        process = subprocess.Popen(
+        return subprocess.Popen(
             [*SUPERVISOR, "--home", str(where.home), "--nodes", str(nodes), *options],
             stdin=subprocess.DEVNULL,
             stdout=log,
@@ -192,14 +208,22 @@ def _supervisor(where: Layout, nodes: int, *options: str) -> Iterator[subprocess
             env=python_environment({"FLQ_READY_FD": None}),
             start_new_session=True,
         )
+
+
+@contextmanager
+def _interrupt_afterwards() -> Iterator[None]:
+    """Let Ctrl-C count at the end of the block: a process that is just being started would be lost, and live on."""
+    if threading.current_thread() is not threading.main_thread():
+        yield  # Ctrl-C goes to the main thread
+        return
+    came: list[int] = []
+    former = signal.signal(signal.SIGINT, lambda number, _frame: came.append(number))
     try:
-        yield process
-    except BaseException:
-        if process.poll() is None:
-            process.terminate()
-        raise
+        yield
     finally:
-        process.returncode = process.poll() or 0  # it is not ours to wait for; without this Popen complains
+        signal.signal(signal.SIGINT, former)
+    if came:
+        signal.raise_signal(signal.SIGINT)
 
 
 def _for_owner(path: str, flags: int) -> int:

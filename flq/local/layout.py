@@ -123,13 +123,13 @@ def make_folders(layout: Layout) -> None:
             folder.mkdir(exist_ok=True, mode=mode)
         except OSError as exc:
             raise LocalError(f"{folder} cannot be created: {exc.strerror}", hint=_HOME_HINT) from exc
-    if layout.run.parent != layout.home:
-        _insist_on_ours(layout.run)
+    if layout.run.parent != layout.home and not _is_ours(layout.run):
+        raise LocalError(f"{layout.run} belongs to somebody else", hint="remove it, or set FLQ_HOME to a shorter path")
 
 
 def clean_up(layout: Layout) -> None:
-    """Remove the sockets' folder if it is not in the home: nobody else would."""
-    if layout.run.parent != layout.home:
+    """Remove the sockets' folder if it is ours, but not in the home: nobody else would."""
+    if layout.run.parent != layout.home and _is_ours(layout.run):
         shutil.rmtree(layout.run, ignore_errors=True)
 
 
@@ -158,12 +158,13 @@ def _short_run(home: Path) -> Path:
     return Path(tempfile.gettempdir(), f"flq-{os.geteuid()}-{name}")
 
 
-def _insist_on_ours(folder: Path) -> None:
-    """Refuse a folder in a shared place that somebody else made, or made for us by way of a link."""
-    found = folder.lstat()
-    ours = stat.S_ISDIR(found.st_mode) and found.st_uid == os.geteuid() and not found.st_mode & 0o022
-    if not ours:
-        raise LocalError(f"{folder} belongs to somebody else", hint="remove it, or set FLQ_HOME to a shorter path")
+def _is_ours(folder: Path) -> bool:
+    """Whether we made a folder in a shared place; not if somebody did it for us, or by way of a link."""
+    try:
+        found = folder.lstat()
+    except OSError:
+        return False
+    return stat.S_ISDIR(found.st_mode) and found.st_uid == os.geteuid() and not found.st_mode & 0o022
 
 
 def _conninfo_value(value: str) -> str:

@@ -236,7 +236,7 @@ class Child:
         pid = self.pid
         return Remain(self.name, pid, self._birth, self.spec.death_signal) if pid is not None else None
 
-    def last_words(self, lines: int = 4) -> str:
+    def last_words(self, lines: int = 6) -> str:
         """The end of what the process wrote to its log since it was started."""
         try:
             with self.spec.log.open("rb") as log:

@@ -2,9 +2,10 @@
 
 from flq.models.base import SCHEMA, VIEW_SCHEMA, Base
 from flq.models.federation import Node, Process
-from flq.models.objects import Bundle, Object, ObjectChunk, ObjectPin, ObjectRef
+from flq.models.objects import Bundle, Object, ObjectChunk, ObjectPin, ObjectRef, ObjectUpload
 from flq.models.runs import Artifact, Checkpoint, RoundMetric, Run, RunAttempt, RunEvent
 from flq.models.tasks import Batch, LogLine, Result, Task, TaskAttempt, TaskMessage
+from flq.models.upkeep import MaintenanceRun, Setting
 from flq.models.views import VIEWS
 
 __all__ = [
@@ -17,17 +18,20 @@ __all__ = [
     "Bundle",
     "Checkpoint",
     "LogLine",
+    "MaintenanceRun",
     "Node",
     "Object",
     "ObjectChunk",
     "ObjectPin",
     "ObjectRef",
+    "ObjectUpload",
     "Process",
     "Result",
     "RoundMetric",
     "Run",
     "RunAttempt",
     "RunEvent",
+    "Setting",
     "Task",
     "TaskAttempt",
     "TaskMessage",

@@ -6,6 +6,7 @@ from datetime import timedelta
 
 from sqlalchemy import (
     BigInteger,
+    Boolean,
     CheckConstraint,
     Double,
     ForeignKey,
@@ -24,7 +25,6 @@ from flq.models.base import (
     OUTCOME,
     RUN_STATUS,
     Base,
-    Bytes,
     Created,
     Id,
     Json,
@@ -45,7 +45,8 @@ class Run(Base):
     """One execution of an app on a federation.
 
     `attempt_token` is that of the current attempt, or 0: a ServerApp's writes lock this row and compare it, so
-    that only a take-over fences an attempt, never a clock.
+    that only a take-over fences an attempt, never a clock. Quotas that are NULL are those of `setting`; of the
+    checkpoints the newest `keep_checkpoints` keep their state, 0 being all and NULL three.
     """
 
     __tablename__ = "run"
@@ -61,6 +62,9 @@ class Run(Base):
         CheckConstraint("(outcome IN ('failed', 'stopped')) IS NOT TRUE OR reason IS NOT NULL", name="reason_if_cut"),
         CheckConstraint("weight > 0", name="weight_positive"),
         CheckConstraint("min_nodes >= 0", name="min_nodes_not_negative"),
+        CheckConstraint("max_open_tasks > 0 AND max_bytes > 0", name="quotas_positive"),
+        CheckConstraint("keep_checkpoints >= 0", name="keep_checkpoints_not_negative"),
+        CheckConstraint("pruned_at IS NULL OR status = 'finished'", name="pruned_if_finished"),
         CheckConstraint("name ~ '^[a-z0-9][a-z0-9-]{0,62}$'", name="name_form"),
         Index("ix_run_unfinished", "priority", "run_id", postgresql_where=text("status <> 'finished'")),
     )
@@ -78,6 +82,10 @@ class Run(Base):
     priority: Mapped[int] = mapped_column(Integer, server_default=ZERO)
     weight: Mapped[float] = mapped_column(Double, server_default=text("1"))
     wall_time_limit: Mapped[timedelta | None] = mapped_column(Interval)
+    max_open_tasks: Mapped[int | None] = mapped_column(BigInteger)
+    max_bytes: Mapped[int | None] = mapped_column(BigInteger)
+    keep_replies: Mapped[bool] = mapped_column(Boolean, server_default=text("false"))
+    keep_checkpoints: Mapped[int | None] = mapped_column(Integer)
     rounds_planned: Mapped[int | None] = mapped_column(Integer)
     status: Mapped[RunStatus] = mapped_column(RUN_STATUS, server_default=text("'pending'"))
     outcome: Mapped[Outcome | None] = mapped_column(OUTCOME)
@@ -92,6 +100,7 @@ class Run(Base):
     starting_at: Mapped[Time | None]
     running_at: Mapped[Time | None]
     finished_at: Mapped[Time | None]
+    pruned_at: Mapped[Time | None]
 
 
 class RunAttempt(Base):
@@ -138,7 +147,10 @@ class RunEvent(Base):
 
 
 class Checkpoint(Base):
-    """A committed round: what a later attempt starts from. `state` is the manifest of a RecordDict."""
+    """A committed round: what a later attempt starts from.
+
+    `state` is the manifest of a RecordDict, and NULL once it was released: the newest few of a run keep theirs.
+    """
 
     __tablename__ = "checkpoint"
     __table_args__ = (UniqueConstraint("run_id", "round"), CheckConstraint("round >= 0", name="round_not_negative"))
@@ -149,7 +161,7 @@ class Checkpoint(Base):
     branch: Mapped[int] = mapped_column(Integer)
     attempt: Mapped[int] = mapped_column(Integer)
     next_sequence: Mapped[Ref]
-    state: Mapped[Bytes]
+    state: Mapped[bytes | None]
     metrics: Mapped[Json]
     committed_at: Mapped[Created]
 

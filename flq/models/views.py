@@ -40,7 +40,8 @@ LEFT JOIN flq_state.process p ON p.process_id = a.process_id
 ROUNDS = """
 SELECT r.name AS run, step.round,
        CASE WHEN c.round IS NOT NULL THEN 'committed'
-            WHEN r.status = 'finished' AND sent.tasks IS DISTINCT FROM ended.done THEN 'cut'
+            WHEN r.status = 'finished' AND r.pruned_at IS NULL AND sent.tasks IS DISTINCT FROM ended.done
+                THEN 'cut'
             WHEN r.status = 'finished' THEN 'done'
             ELSE 'running' END AS status,
        coalesce(sent.nodes, 0) AS nodes,
@@ -133,14 +134,14 @@ SELECT r.name AS run, r.status,
            WHEN r.status = 'pending' AND busy.attempts >= alive.slots
                THEN format('all %s SuperExec slots are taken', alive.slots)
            WHEN r.status = 'pending' THEN 'it waits for the next dispatch'
-           WHEN a.status = 'published' THEN 'no SuperExec has taken its job yet'
+           WHEN a.status = 'published' THEN coalesce(delay.reason, 'no SuperExec has taken its job yet')
            WHEN r.status = 'starting' THEN 'its ServerApp is starting'
            WHEN open.offline > 0 THEN format('%s of %s open tasks are for nodes that are offline: %s',
                                              open.offline, open.tasks, open.offline_nodes)
            WHEN open.tasks > open.leased THEN format('%s of %s open tasks wait for a free slot of their nodes',
                                                      open.tasks - open.leased, open.tasks)
            WHEN open.tasks > 0 THEN format('%s tasks are being worked on by their nodes', open.tasks)
-           ELSE 'its ServerApp is computing, or waits for nodes to come online'
+           ELSE format('its ServerApp is computing, or waits for nodes: %s that it may use are online', usable.nodes)
        END AS reason,
        r.run_id
 FROM flq_state.run r
@@ -166,7 +167,25 @@ CROSS JOIN LATERAL (
     LEFT JOIN flq_state.process p ON p.process_id = n.process_id
     WHERE b.run_id = r.run_id
 ) open
+CROSS JOIN LATERAL (
+    SELECT count(*) AS nodes
+    FROM flq_state.node n JOIN flq_state.process p ON p.process_id = n.process_id
+    WHERE p.alive_until > clock_timestamp()
+      AND (r.node_selector = '{}'
+           OR n.name = ANY (r.node_selector)
+           OR EXISTS (SELECT FROM jsonb_each_text(n.labels) l WHERE l.key || '=' || l.value = ANY (r.node_selector)))
+) usable
+LEFT JOIN LATERAL (
+    SELECT e.reason FROM flq_state.run_event e
+    WHERE e.run_id = r.run_id AND e.event = 'delayed' AND e.at >= a.published_at
+    ORDER BY e.event_id DESC LIMIT 1
+) delay ON a.status = 'published'
 WHERE r.status <> 'finished'
+"""
+
+MAINTENANCE = """
+SELECT m.name AS sweep, m.at, m.duration, m.done, m.error
+FROM flq_state.maintenance_run m
 """
 
 VIEWS: dict[str, str] = {
@@ -179,5 +198,6 @@ VIEWS: dict[str, str] = {
     "logs": LOGS,
     "events": EVENTS,
     "waiting": WAITING,
+    "maintenance": MAINTENANCE,
 }
 """Every view's name and its SELECT."""

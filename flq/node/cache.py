@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import mmap
 import os
 import threading
 from collections import Counter
@@ -18,6 +17,7 @@ from pathlib import Path
 
 from flq.errors import ObjectCorrupt
 from flq.log import get
+from flq.wire import mapped
 from flq.wire.ids import ObjectHash
 from flq.wire.objects import Objects
 
@@ -77,9 +77,7 @@ class ObjectCache:
         try:
             with aside.open("xb+") as file:
                 if size:
-                    os.truncate(file.fileno(), size)
-                    with mmap.mmap(file.fileno(), size) as mapping, memoryview(mapping) as view:
-                        door.read(object_hash, view)
+                    door.read(object_hash, mapped.writable(file, size))
                 elif hashlib.sha256().digest() != object_hash:
                     raise ObjectCorrupt(f"object {object_hash.hex()} is said to be empty, which its hash denies")
             self._store(object_hash, aside, size)

@@ -6,7 +6,6 @@ reply does not hold up the small ones.
 
 from __future__ import annotations
 
-import mmap
 from collections import deque
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
@@ -21,6 +20,7 @@ from flq.node.protocol import capped
 from flq.node.reactor import Reactor, Timer
 from flq.node.state import ClientStates
 from flq.node.tasks import HeldTask
+from flq.wire import mapped
 from flq.wire.fleet import Fleet, Reply
 from flq.wire.ids import ObjectHash, TaskId
 from flq.wire.message import ErrorCode
@@ -137,12 +137,8 @@ class Submitter:
             # An array that the worker did not write is one that came with the message: it lies in the cache.
             path = outgoing.files.get(object_hash, self._cache.path(object_hash))
             try:
-                with (
-                    path.open("rb") as file,
-                    mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as mapping,
-                    memoryview(mapping) as view,
-                ):
-                    self._fleet.put(object_hash, view)
+                with path.open("rb") as file:
+                    self._fleet.put(object_hash, mapped.readable(file))
             except FileNotFoundError:
                 raise ObjectUnknown(f"object {object_hash.hex()} is neither stored nor here") from None
 

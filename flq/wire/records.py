@@ -152,7 +152,7 @@ class ArrayRecord(TypedMapping[Array]):
         try:
             self[key] = Array(source)
         except TypeError as exc:
-            raise TypeError(f"array {key!r}: {exc}") from exc
+            raise TypeError(f"array {key!r}: {exc}") from None  # it says all
 
     def _checked(self, key: str, value: Array) -> Array:
         if not isinstance(value, Array):

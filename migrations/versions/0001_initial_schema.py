@@ -58,9 +58,30 @@ def upgrade() -> None:
     )
     op.create_index(op.f("ix_log_line_run_id_xid"), "log_line", ["run_id", "xid"], unique=False, schema="flq_state")
     op.create_table(
+        "maintenance_run",
+        sa.Column("maintenance_id", sa.BigInteger(), sa.Identity(always=True), nullable=False),
+        sa.Column("name", sa.Text(), nullable=False),
+        sa.Column("at", sa.DateTime(timezone=True), server_default=sa.text("clock_timestamp()"), nullable=False),
+        sa.Column("duration", sa.Interval(), nullable=False),
+        sa.Column("done", sa.BigInteger(), nullable=False),
+        sa.Column("error", sa.Text(), nullable=True),
+        sa.PrimaryKeyConstraint("maintenance_id", name=op.f("pk_maintenance_run")),
+        schema="flq_state",
+        postgresql_with={"fillfactor": 50},
+    )
+    op.create_index(
+        "uq_maintenance_run_idle",
+        "maintenance_run",
+        ["name"],
+        unique=True,
+        schema="flq_state",
+        postgresql_where=sa.text("done = 0 AND error IS NULL"),
+    )
+    op.create_table(
         "object",
         sa.Column("object_hash", sa.LargeBinary(), nullable=False),
         sa.Column("size", sa.BigInteger(), nullable=False),
+        sa.Column("directory", sa.Text(), nullable=True),
         sa.Column(
             "created_at", sa.DateTime(timezone=True), server_default=sa.text("clock_timestamp()"), nullable=False
         ),
@@ -83,6 +104,22 @@ def upgrade() -> None:
         sa.Column("pinned_until", sa.DateTime(timezone=True), nullable=False),
         sa.PrimaryKeyConstraint("object_hash", name=op.f("pk_object_pin")),
         schema="flq_state",
+    )
+    op.create_index(
+        op.f("ix_object_pin_pinned_until"), "object_pin", ["pinned_until"], unique=False, schema="flq_state"
+    )
+    op.create_table(
+        "object_upload",
+        sa.Column("object_hash", sa.LargeBinary(), nullable=False),
+        sa.Column("directory", sa.Text(), nullable=True),
+        sa.Column(
+            "touched_at", sa.DateTime(timezone=True), server_default=sa.text("clock_timestamp()"), nullable=False
+        ),
+        sa.PrimaryKeyConstraint("object_hash", name=op.f("pk_object_upload")),
+        schema="flq_state",
+    )
+    op.create_index(
+        op.f("ix_object_upload_touched_at"), "object_upload", ["touched_at"], unique=False, schema="flq_state"
     )
     op.create_table(
         "process",
@@ -137,6 +174,16 @@ def upgrade() -> None:
         postgresql_partition_by="RANGE (batch_id)",
     )
     op.create_index(op.f("ix_result_batch_id_xid"), "result", ["batch_id", "xid"], unique=False, schema="flq_state")
+    op.create_table(
+        "setting",
+        sa.Column("name", sa.Text(), nullable=False),
+        sa.Column("value", postgresql.JSONB(astext_type=sa.Text()), nullable=False),
+        sa.Column(
+            "changed_at", sa.DateTime(timezone=True), server_default=sa.text("clock_timestamp()"), nullable=False
+        ),
+        sa.PrimaryKeyConstraint("name", name=op.f("pk_setting")),
+        schema="flq_state",
+    )
     op.create_table(
         "task",
         sa.Column("node_id", sa.BigInteger(), autoincrement=False, nullable=False),
@@ -221,7 +268,9 @@ def upgrade() -> None:
         sa.PrimaryKeyConstraint("object_hash", "holder", "holder_id", name=op.f("pk_object_ref")),
         schema="flq_state",
     )
-    op.create_index(op.f("ix_object_ref_run_id"), "object_ref", ["run_id"], unique=False, schema="flq_state")
+    op.create_index(
+        "ix_object_ref_holder", "object_ref", ["run_id", "holder", "holder_id"], unique=False, schema="flq_state"
+    )
     op.create_table(
         "run",
         sa.Column("run_id", sa.BigInteger(), sa.Identity(always=True), nullable=False),
@@ -239,6 +288,10 @@ def upgrade() -> None:
         sa.Column("priority", sa.Integer(), server_default=sa.text("0"), nullable=False),
         sa.Column("weight", sa.Double(), server_default=sa.text("1"), nullable=False),
         sa.Column("wall_time_limit", sa.Interval(), nullable=True),
+        sa.Column("max_open_tasks", sa.BigInteger(), nullable=True),
+        sa.Column("max_bytes", sa.BigInteger(), nullable=True),
+        sa.Column("keep_replies", sa.Boolean(), server_default=sa.text("false"), nullable=False),
+        sa.Column("keep_checkpoints", sa.Integer(), nullable=True),
         sa.Column("rounds_planned", sa.Integer(), nullable=True),
         sa.Column(
             "status",
@@ -262,6 +315,7 @@ def upgrade() -> None:
         sa.Column("starting_at", sa.DateTime(timezone=True), nullable=True),
         sa.Column("running_at", sa.DateTime(timezone=True), nullable=True),
         sa.Column("finished_at", sa.DateTime(timezone=True), nullable=True),
+        sa.Column("pruned_at", sa.DateTime(timezone=True), nullable=True),
         sa.CheckConstraint(
             "(attempt_token <> 0) = (status IN ('starting', 'running'))", name=op.f("ck_run_token_iff_active")
         ),
@@ -273,10 +327,13 @@ def upgrade() -> None:
         ),
         sa.CheckConstraint("(status = 'finished') = (outcome IS NOT NULL)", name=op.f("ck_run_outcome_iff_finished")),
         sa.CheckConstraint("name ~ '^[a-z0-9][a-z0-9-]{0,62}$'", name=op.f("ck_run_name_form")),
+        sa.CheckConstraint("pruned_at IS NULL OR status = 'finished'", name=op.f("ck_run_pruned_if_finished")),
         sa.CheckConstraint("status <> 'running' OR running_at IS NOT NULL", name=op.f("ck_run_running_at_if_running")),
         sa.CheckConstraint(
             "status NOT IN ('starting', 'running') OR starting_at IS NOT NULL", name=op.f("ck_run_starting_at_if_begun")
         ),
+        sa.CheckConstraint("keep_checkpoints >= 0", name=op.f("ck_run_keep_checkpoints_not_negative")),
+        sa.CheckConstraint("max_open_tasks > 0 AND max_bytes > 0", name=op.f("ck_run_quotas_positive")),
         sa.CheckConstraint("min_nodes >= 0", name=op.f("ck_run_min_nodes_not_negative")),
         sa.CheckConstraint("weight > 0", name=op.f("ck_run_weight_positive")),
         sa.ForeignKeyConstraint(["bundle_hash"], ["flq_state.bundle.bundle_hash"], name=op.f("fk_run_bundle_hash")),
@@ -343,7 +400,7 @@ def upgrade() -> None:
         sa.Column("branch", sa.Integer(), nullable=False),
         sa.Column("attempt", sa.Integer(), nullable=False),
         sa.Column("next_sequence", sa.BigInteger(), nullable=False),
-        sa.Column("state", sa.LargeBinary(), nullable=False),
+        sa.Column("state", sa.LargeBinary(), nullable=True),
         sa.Column(
             "metrics", postgresql.JSONB(astext_type=sa.Text()), server_default=sa.text("'{}'::jsonb"), nullable=False
         ),
@@ -475,7 +532,7 @@ def downgrade() -> None:
         "ix_run_unfinished", table_name="run", schema="flq_state", postgresql_where=sa.text("status <> 'finished'")
     )
     op.drop_table("run", schema="flq_state")
-    op.drop_index(op.f("ix_object_ref_run_id"), table_name="object_ref", schema="flq_state")
+    op.drop_index("ix_object_ref_holder", table_name="object_ref", schema="flq_state")
     op.drop_table("object_ref", schema="flq_state")
     op.drop_index(op.f("ix_node_process_id"), table_name="node", schema="flq_state")
     op.drop_table("node", schema="flq_state")
@@ -483,12 +540,23 @@ def downgrade() -> None:
     op.drop_table("task_attempt", schema="flq_state")
     op.drop_index(op.f("ix_task_batch_id"), table_name="task", schema="flq_state")
     op.drop_table("task", schema="flq_state")
+    op.drop_table("setting", schema="flq_state")
     op.drop_index(op.f("ix_result_batch_id_xid"), table_name="result", schema="flq_state")
     op.drop_table("result", schema="flq_state")
     op.drop_table("process", schema="flq_state")
+    op.drop_index(op.f("ix_object_upload_touched_at"), table_name="object_upload", schema="flq_state")
+    op.drop_table("object_upload", schema="flq_state")
+    op.drop_index(op.f("ix_object_pin_pinned_until"), table_name="object_pin", schema="flq_state")
     op.drop_table("object_pin", schema="flq_state")
     op.drop_table("object_chunk", schema="flq_state")
     op.drop_table("object", schema="flq_state")
+    op.drop_index(
+        "uq_maintenance_run_idle",
+        table_name="maintenance_run",
+        schema="flq_state",
+        postgresql_where=sa.text("done = 0 AND error IS NULL"),
+    )
+    op.drop_table("maintenance_run", schema="flq_state")
     op.drop_index(op.f("ix_log_line_run_id_xid"), table_name="log_line", schema="flq_state")
     op.drop_table("log_line", schema="flq_state")
     op.drop_table("bundle", schema="flq_state")

@@ -46,7 +46,7 @@ def edit(app: Path, old: str, new: str) -> None:
         ('["numpy"]', '["numpy >"]', "project.dependencies holds 'numpy >', which is no requirement", ""),
     ],
 )
-def test_a_broken_table_is_named_with_file_and_key(flq: Flq, app: Path, old: str, new: str, message: str, hint: str):
+def test_a_broken_table_is_named_with_file_and_key(flq: Flq, app: Path, *, old: str, new: str, message: str, hint: str):
     edit(app, old, new)
     told = mistake(flq, "run", app, code=2)
     assert f"{app}/pyproject.toml: " in told.message
@@ -92,7 +92,7 @@ def test_a_folder_without_a_project_and_no_folder_at_all(flq: Flq, app: Path):
     ],
 )
 def test_a_wrong_run_config_is_named_with_the_nearest_key_or_the_type(
-    flq: Flq, app: Path, given: str, message: str, hint: str
+    flq: Flq, app: Path, *, given: str, message: str, hint: str
 ):
     told = mistake(flq, "run", app, "--run-config", given, code=2)
     assert told.message == message
@@ -133,7 +133,7 @@ def make_device(path: Path) -> None:
     ],
 )
 def test_a_project_with_a_link_or_a_special_file(
-    flq: Flq, app: Path, make: Callable[[Path], None], kind: str, hint: str
+    flq: Flq, app: Path, *, make: Callable[[Path], None], kind: str, hint: str
 ):
     make(app / "tiny" / "odd.py")
     told = mistake(flq, "run", app, code=2)
@@ -169,7 +169,7 @@ def bundle(app: Path, name: str, mode: int) -> Path:
         ("tiny/device.py", stat.S_IFCHR | 0o600, "it is no regular file"),
     ],
 )
-def test_a_bundle_that_cannot_be_trusted(flq: Flq, app: Path, name: str, mode: int, reason: str):
+def test_a_bundle_that_cannot_be_trusted(flq: Flq, app: Path, *, name: str, mode: int, reason: str):
     file = bundle(app, name, mode)
     told = mistake(flq, "run", file, code=2)
     assert told.message == f"{file}: the bundle's entry {name!r} is refused: {reason}"

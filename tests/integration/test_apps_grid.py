@@ -124,7 +124,7 @@ def test_a_training_is_committed_round_by_round(doors: Doors, db: Database, capl
     assert result.arrays["0"].numpy()[0] == pytest.approx(mean + without_last + mean)
     assert len(done) == len(set(done)) == 18
     told = [record.getMessage() for record in caplog.records if "not used" in record.getMessage()]
-    assert told == [f"the reply of node {ids[2]} is not used: error 2: by hand"]
+    assert told == [f"the reply of {door.nodes()[2].name} is not used: error 2: by hand"]
     with db.connection() as connection:
         rounds = connection.execute(
             "SELECT round, status, nodes, errors, metrics FROM flq.rounds ORDER BY round"

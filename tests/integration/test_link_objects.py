@@ -8,7 +8,7 @@ from datetime import UTC, datetime, timedelta
 import pytest
 
 from flq.errors import ArtifactUnknown, ObjectCorrupt, ObjectUnknown, QueryError, UsageError
-from flq.link import logs, objects, runs
+from flq.link import logs, objects, runs, stores
 from flq.link.control import DbControl
 from flq.link.database import Database
 from flq.wire.objects import CHUNK_BYTES
@@ -39,10 +39,11 @@ def test_an_object_comes_back_as_it_was(db: Database, size: int):
 
 
 def test_an_interrupted_upload_is_not_there_and_goes_on(db: Database):
-    data = os.urandom(3 * CHUNK_BYTES)
+    data = os.urandom((stores.COMMIT_CHUNKS + 3) * CHUNK_BYTES)
     name = act.object_of(data)
-    with db.connection() as connection:
-        objects._insert(connection, name, memoryview(data), [0, 2])
+    with db.connection() as connection, connection.transaction():
+        stores._touch(connection, name, None)
+        stores.insert(connection, name, memoryview(data), [0, 2])
     assert objects.missing(db, [name]) == {name}
     with pytest.raises(ObjectUnknown):
         objects.read(db, name, memoryview(bytearray(len(data))))
@@ -131,3 +132,16 @@ def test_queries_read_the_views_and_nothing_else(control: DbControl):
         with pytest.raises(QueryError, match=why):
             control.query(statement)
     assert control.query("select count(*) from runs").rows == ((1,),)
+
+
+@pytest.mark.parametrize("change", ["data || 'x'", "substr(data, 2)"])
+def test_a_connection_survives_an_object_of_the_wrong_length(db: Database, change: str):
+    data = os.urandom(3 * CHUNK_BYTES)
+    name = act.object_of(data)
+    objects.put(db, name, memoryview(data))
+    with db.connection() as connection:
+        connection.execute(f"UPDATE flq_state.object_chunk SET data = {change} WHERE sequence = 1".encode())
+    for _ in range(3):
+        with pytest.raises(ObjectCorrupt, match="bytes"):
+            objects.read(db, name, memoryview(bytearray(len(data))))
+    assert objects.size(db, name) == len(data)

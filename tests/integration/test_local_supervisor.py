@@ -238,7 +238,7 @@ def test_the_next_supervisor_waits_for_what_a_killed_one_left(home: Path, planne
 
 def test_a_process_that_keeps_failing_ends_the_start_with_its_last_words(home: Path, planned: Planned):
     planned("broken")
-    with pytest.raises(ServerFailed, match="flux ended with exit code 1:\nthe flux is out of order") as failed:
+    with pytest.raises(ServerFailed, match="flux ended with exit code 1: the flux is out of order") as failed:
         federation.up(home)
     assert "flux.log" in (failed.value.hint or "")
     assert processes(home) == []

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import errno
 import json
 import subprocess
 import sys
@@ -119,6 +120,19 @@ def test_a_hint_stands_below_the_message(capsys: pytest.CaptureFixture[str]):
 
     guarded(fail, as_json=False)
     assert capsys.readouterr().err == "error: it failed\nhint: try again\n"
+
+
+def test_what_the_machine_refuses_is_no_bug(capsys: pytest.CaptureFixture[str]):
+    def fail() -> None:
+        raise OSError(errno.ENOSPC, "No space left on device", "/data/model.npz")
+
+    assert guarded(fail, as_json=True) == 1
+    answer = json.loads(capsys.readouterr().out)["error"]
+    assert answer == {
+        "code": "disk_full",
+        "message": "/data/model.npz: No space left on device",
+        "hint": "make room on that disk, then try again",
+    }
 
 
 def test_a_bug_keeps_its_traceback():

@@ -193,6 +193,20 @@ class TestWhatCannotBeUsed:
             FedAvg().aggregate_train(4, [failed(2, "disk full"), failed(3)])
         assert FedAvg().aggregate_train(4, []) == (None, None)
 
+    def test_a_reason_that_many_share_is_told_once(self, caplog: pytest.LogCaptureFixture) -> None:
+        told = [failed(node_id, "boom\nTraceback of ten lines") for node_id in range(2, 8)]
+        with pytest.raises(StrategyError) as caught:
+            FedAvg().aggregate_train(1, [*told, failed(9, "disk full")])
+        assert caught.value.message == (
+            "round 1: none of 7 replies can be used: node 2, node 3, node 4 and 3 more: error 2: boom; "
+            "node 9: error 2: disk full"
+        )
+        assert [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING] == [
+            "the reply of node 2 is not used: error 2: boom\nTraceback of ten lines",
+            "the reply of node 9 is not used: error 2: disk full",
+            "nor are those of node 3, node 4, node 5 and 2 more, for the same reason: error 2: boom",
+        ]
+
     def test_an_evaluation_without_any_usable_reply_is_logged(self, caplog: pytest.LogCaptureFixture) -> None:
         assert FedAvg().aggregate_evaluate(4, [failed(2)]) is None
         assert [record.levelname for record in caplog.records] == ["WARNING", "ERROR"]
@@ -376,12 +390,14 @@ class TestSampling:
         assert everyone == [3, 4, 5]
         assert len(sampled) == 2
         assert grid.waits == 3
-        assert [record.getMessage() for record in caplog.records] == ["waiting for nodes: 0 of 3 nodes are online"]
+        assert [record.getMessage() for record in caplog.records] == [
+            "waiting for nodes: 0 of 3 nodes are online; giving up in 3600 s"
+        ]
 
     def test_says_from_time_to_time_who_is_there(self, caplog: pytest.LogCaptureFixture) -> None:
         caplog.set_level(logging.INFO)
         grid = Nodes([5])
-        with pytest.raises(StrategyError, match=r"1 of 2 nodes are online \(5\) after 100 s") as caught:
+        with pytest.raises(StrategyError, match=r"1 of 2 nodes are online \(node 5\) after 100 s") as caught:
             available_nodes(grid, 2, timeout=100, clock=lambda: float(grid.waits))
         assert "SuperNodes" in str(caught.value.hint)
         assert len(caplog.records) == 4

@@ -49,6 +49,23 @@ def test_loads_both_apps(make: Make, below: str) -> None:
     assert sys.modules[f"{name}.server"].__file__ == str(folder / below / name / "server.py")
 
 
+def test_an_error_at_import_is_told_in_the_first_line_and_with_the_names_of_the_project(make: Make) -> None:
+    folder, name = make(server="x = {}['here']")
+    with pytest.raises(AppLoadError) as caught:
+        load_serverapp(folder)
+    first, *rest = caught.value.message.splitlines()
+    assert first == f"importing {name}.server failed: KeyError: 'here'"
+    assert f'  File "{name}/server.py", line 1, in <module>' in rest
+    assert str(folder) not in caught.value.message
+
+
+def test_a_syntax_error_has_the_name_of_the_project_s_file(make: Make) -> None:
+    folder, name = make(server="def x(:")
+    with pytest.raises(AppLoadError) as caught:
+        load_serverapp(folder)
+    assert f'  File "{name}/server.py", line 1' in caught.value.message.splitlines()
+
+
 def test_the_apps_folder_goes_first_and_stands_there_once(make: Make) -> None:
     folder, _ = make()
     load_serverapp(folder)

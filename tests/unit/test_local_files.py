@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
-from flq.errors import LocalError
-from flq.local import layout, state
+from flq.errors import DiskFull, LocalError
+from flq.local import layout, room, state
 from flq.local.state import Addresses, ProcessStatus, Remain, Snapshot
 
 SNAPSHOT = Snapshot(
@@ -66,6 +69,24 @@ def test_a_home_is_made_with_its_parents(tmp_path: Path):
     layout.make_home(where)
     layout.make_home(where)
     assert where.home.is_dir()
+
+
+def test_the_port_of_the_configuration_stands_in_the_address(tmp_path: Path):
+    where = layout.locate(tmp_path)
+    assert " port=" not in where.addresses.dsn
+    assert replace(where, port=6543).addresses.dsn == where.addresses.dsn.replace(" user", " port=6543 user")
+
+
+def test_a_disk_that_is_too_full_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(shutil, "disk_usage", lambda _path: SimpleNamespace(free=room.FRESH_BYTES - 1))
+    with pytest.raises(DiskFull, match="95 MB are free, and a federation needs 96 MB"):
+        room.insist(tmp_path, fresh=True)
+    room.insist(tmp_path, fresh=False)
+    assert room.shortage(tmp_path) is None
+    monkeypatch.setattr(shutil, "disk_usage", lambda _path: SimpleNamespace(free=room.LOW_BYTES - 1))
+    with pytest.raises(DiskFull):
+        room.insist(tmp_path, fresh=False)
+    assert "17 MB are free" in str(room.shortage(tmp_path))
 
 
 def test_a_home_that_is_a_file_is_refused(tmp_path: Path):

@@ -89,6 +89,12 @@ def test_settings_are_ours_and_over_them_the_users(tmp_path: Path):
     assert found == {**postgres.SETTINGS, "jit": "on", "work_mem": "8192", "shared_buffers": "1GB", "a.b": "0.5"}
 
 
+@pytest.mark.parametrize("name", ["data_directory", "unix_socket_directories"])
+def test_what_flq_sets_itself_is_refused(name: str, tmp_path: Path):
+    with pytest.raises(LocalError, match=f"{name}, which flq sets itself"):
+        postgres._settings({name: "/tmp"}, tmp_path)
+
+
 @pytest.mark.parametrize("table", [{"shared_buffers": ["1GB"]}, {"-c": "x"}, {"a=b": 1}, {"work_mem": {}}])
 def test_what_is_no_setting_is_refused(table: dict[str, object], tmp_path: Path):
     with pytest.raises(LocalError, match=r"\[embedded.postgres\] has"):

@@ -115,7 +115,7 @@ class TestLoop:
         result = FedAvg().start(Grid(GridDouble(answer)), START, num_rounds=1)
         assert result.arrays["0"].numpy()[0] == 2
         told = [record.getMessage() for record in caplog.records if record.levelno >= logging.WARNING]
-        assert told == ["the reply of node 3 is not used: error 2: ZeroDivisionError: division by zero"]
+        assert told == ["the reply of node-3 is not used: error 2: ZeroDivisionError: division by zero"]
 
     def test_a_strategy_that_keeps_the_model_and_says_nothing(self) -> None:
         class Idle(Strategy):

@@ -18,5 +18,6 @@ def load(aggregate: str) -> dict[str, LiteralString]:
 
 AGGREGATES: Final = (
     "runs", "attempts", "batches", "tasks", "results", "nodes", "processes", "objects", "bundles", "checkpoints",
-    "artifacts", "metrics", "events", "logs", "maintenance", "inspect",
+    "artifacts", "metrics", "events", "logs", "maintenance", "inspect", "shared", "collection", "retention", "quotas",
+    "verify", "backup",
 )  # fmt: skip

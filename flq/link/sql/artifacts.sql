@@ -10,6 +10,12 @@ WITH made AS (
     USING made
     WHERE o.holder = 'artifact' AND o.holder_id = made.artifact_id AND o.object_hash <> %(object_hash)s
       AND o.run_id = %(run_id)s
+    RETURNING o.object_hash
+), due AS (
+    -- a pin that has passed: the collector looks whether anything else refers to it
+    INSERT INTO flq_state.object_pin (object_hash, pinned_until)
+    SELECT object_hash, clock_timestamp() FROM former
+    ON CONFLICT DO NOTHING
 )
 INSERT INTO flq_state.object_ref (object_hash, holder, holder_id, run_id)
 SELECT %(object_hash)s, 'artifact', artifact_id, %(run_id)s FROM made

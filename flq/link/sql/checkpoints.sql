@@ -18,11 +18,66 @@ WITH made AS (
 )
 SELECT count(*) FROM made
 
+-- name: release_rounds
+-- After a commit: takes away what the batches before it and their results refer to, since no attempt will repeat them, and
+-- the states of all but the newest checkpoints. It looks back over the last three checkpoints, for replies that came in
+-- late; the rest goes when the run has completed. The pins that have passed are for the collector.
+WITH run AS (
+    SELECT keep_replies, nullif(coalesce(keep_checkpoints, 3), 0) AS keep FROM flq_state.run WHERE run_id = %(run_id)s
+), since AS (
+    SELECT coalesce(min(next_sequence), 0) AS sequence
+    FROM (
+        SELECT next_sequence FROM flq_state.checkpoint
+        WHERE run_id = %(run_id)s
+        ORDER BY round DESC
+        OFFSET 1
+        LIMIT 3
+    ) x
+), over AS MATERIALIZED (
+    SELECT b.batch_id
+    FROM flq_state.batch b
+    WHERE b.run_id = %(run_id)s AND b.sequence >= (SELECT sequence FROM since) AND b.sequence < %(next_sequence)s
+      AND NOT (SELECT keep_replies FROM run)
+), sent AS (
+    DELETE FROM flq_state.object_ref o
+    USING over
+    WHERE o.run_id = %(run_id)s AND o.holder = 'batch' AND o.holder_id = over.batch_id
+    RETURNING o.object_hash
+), received AS (
+    DELETE FROM flq_state.object_ref o
+    USING over
+    JOIN flq_state.result s ON s.batch_id = over.batch_id
+    WHERE o.run_id = %(run_id)s AND o.holder = 'result' AND o.holder_id = s.task_id
+    RETURNING o.object_hash
+), old AS (
+    UPDATE flq_state.checkpoint c
+    SET state = NULL
+    WHERE c.run_id = %(run_id)s AND c.state IS NOT NULL
+      AND c.round <= (SELECT k.round FROM flq_state.checkpoint k
+                      WHERE k.run_id = %(run_id)s AND (SELECT keep FROM run) IS NOT NULL
+                      ORDER BY k.round DESC
+                      OFFSET (SELECT keep FROM run)
+                      LIMIT 1)
+    RETURNING c.checkpoint_id
+), saved AS (
+    DELETE FROM flq_state.object_ref o
+    USING old
+    WHERE o.run_id = %(run_id)s AND o.holder = 'checkpoint' AND o.holder_id = old.checkpoint_id
+    RETURNING o.object_hash
+), gone AS (
+    SELECT object_hash FROM sent UNION SELECT object_hash FROM received UNION SELECT object_hash FROM saved
+), due AS (
+    INSERT INTO flq_state.object_pin (object_hash, pinned_until)
+    SELECT object_hash, clock_timestamp() FROM gone ORDER BY object_hash
+    ON CONFLICT DO NOTHING
+)
+SELECT count(*) FROM gone
+
 -- name: last_checkpoint
 -- The newest committed round of a run, with the objects that its state names.
 SELECT c.round, c.state, c.metrics, c.next_sequence,
        (SELECT coalesce(array_agg(o.object_hash), '{}') FROM flq_state.object_ref o
-        WHERE o.holder = 'checkpoint' AND o.holder_id = c.checkpoint_id)
+        WHERE o.run_id = c.run_id AND o.holder = 'checkpoint' AND o.holder_id = c.checkpoint_id)
 FROM flq_state.checkpoint c
 WHERE c.run_id = %(run_id)s
 ORDER BY c.round DESC
