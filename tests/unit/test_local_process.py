@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import time
 from pathlib import Path
 
@@ -10,7 +11,7 @@ import pytest
 
 from flq import settings
 from flq.errors import UsageError
-from flq.local import process
+from flq.local import federation, process
 from flq.local.process import Child, ChildSpec
 
 
@@ -91,3 +92,17 @@ def test_the_embedded_servers_are_set_up_by_environment_and_configuration(tmp_pa
     (tmp_path / "config.toml").write_text("[embedded")
     with pytest.raises(UsageError):
         settings.embedded(tmp_path, environ={})
+
+
+def test_ctrl_c_counts_only_once_a_process_that_is_being_started_is_known():
+    done: list[str] = []
+
+    def start() -> None:
+        with federation._interrupt_afterwards():
+            signal.raise_signal(signal.SIGINT)
+            done.append("started")
+
+    with pytest.raises(KeyboardInterrupt):
+        start()
+    assert done == ["started"]
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+
 from digits import model
 from digits.data import Images, Labels, partition
 from flq.apps import ArrayRecord, ClientApp, Context, Message, MetricRecord, RecordDict
