@@ -6,10 +6,8 @@ import os
 from datetime import UTC, datetime
 
 from flq.exec.handover import MARK
+from flq.wire.lines import LineSplitter
 from flq.wire.runs import LogLine
-
-MAX_LINE_BYTES = 8 << 10
-"""Longer lines are cut into pieces of this size."""
 
 _READ_BYTES = 64 << 10
 _LEVELS = frozenset({"DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL"})
@@ -20,7 +18,7 @@ class Output:
 
     def __init__(self, descriptor: int) -> None:
         self._descriptor = descriptor
-        self._rest = b""
+        self._lines = LineSplitter()
         self.ended = False
 
     def read(self) -> list[LogLine]:
@@ -30,24 +28,13 @@ class Output:
         except BlockingIOError:
             return []
         self.ended = not data
-        *whole, self._rest = (self._rest + data).split(b"\n")
-        while len(self._rest) > MAX_LINE_BYTES:
-            whole.append(self._rest[:MAX_LINE_BYTES])
-            self._rest = self._rest[MAX_LINE_BYTES:]
-        if self.ended and self._rest:
-            whole.append(self._rest)
-            self._rest = b""
-        return [_line(piece) for line in whole for piece in _pieces(line)]
+        lines = self._lines.feed(data)
+        if self.ended:
+            lines += self._lines.flush()
+        return [_line(text) for text in lines]
 
 
-def _pieces(line: bytes) -> list[bytes]:
-    # A progress bar draws itself over and over after a carriage return: keep what a terminal would show.
-    line = line.rstrip(b"\r").rpartition(b"\r")[2]
-    return [line[start : start + MAX_LINE_BYTES] for start in range(0, len(line), MAX_LINE_BYTES)] or [b""]
-
-
-def _line(data: bytes) -> LogLine:
-    text = data.decode("utf-8", "replace").replace("\0", "\ufffd")
+def _line(text: str) -> LogLine:
     level = "INFO"
     if text.startswith(MARK):
         _, named, rest = [*text.split(MARK, 2), "", ""][:3]

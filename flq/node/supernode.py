@@ -32,7 +32,6 @@ from flq.node.heartbeat import Heartbeat, Waiter
 from flq.node.keeper import Keeper
 from flq.node.options import SuperNodeOptions, node_specs, shown_size
 from flq.node.outage import Outage
-from flq.node.output import split_text
 from flq.node.pool import Pool
 from flq.node.preparer import Preparer
 from flq.node.protocol import Assignment, Done, capped
@@ -46,6 +45,7 @@ from flq.node.worker_process import WorkerProcess
 from flq.settings import announce_ready
 from flq.wire.fleet import Claimed, Fleet, HostedNode, Lease, NodeSpec, Renewed, Reply, TaskKey, Wake
 from flq.wire.ids import NodeId, ObjectHash, RunId
+from flq.wire.lines import split_text
 from flq.wire.message import ErrorCode
 from flq.wire.runs import LogLine, ProcessSpec
 from flq.wire.status import ProcessKind, ResultStatus, Verdict

@@ -23,11 +23,11 @@ import flq
 from flq.errors import WireError
 from flq.log import get
 from flq.node.frames import Frame, FrameReader, pack
-from flq.node.output import LineSplitter, clean, split_text
 from flq.node.protocol import DONE, LOG, READY, TASK, Assignment, Done, to_done, to_header
 from flq.node.reactor import Reactor, Timer
 from flq.node.tasks import HeldTask
 from flq.wire.ids import RunId
+from flq.wire.lines import LineSplitter, clean, split_text
 from flq.wire.runs import LogLine
 
 log = get(__name__)

@@ -14,10 +14,11 @@ from flq.exec.ending import Ending
 from flq.exec.guard import Cause
 from flq.exec.handover import MARK, Credentials, Report
 from flq.exec.lifeline import Lifeline
-from flq.exec.output import MAX_LINE_BYTES, Output
+from flq.exec.output import Output
 from flq.exec.publisher import publisher
 from flq.exec.serverapp import _judge
 from flq.wire.ids import RunId
+from flq.wire.lines import MAX_LINE_BYTES
 from flq.wire.runs import Job
 from flq.wire.status import Outcome
 

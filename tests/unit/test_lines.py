@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from flq.node.output import MAX_LINE_BYTES, LineSplitter, clean, split_text
+from flq.wire.lines import MAX_LINE_BYTES, LineSplitter, clean, split_text
 
 
 @pytest.mark.parametrize(

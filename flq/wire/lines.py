@@ -1,4 +1,4 @@
-"""The output of ClientApps: bytes in, clean lines out."""
+"""The output of apps: bytes in, clean lines out."""
 
 from __future__ import annotations
 
