@@ -292,7 +292,9 @@ class SuperNode:
         if task.alarm is not None:
             task.alarm.cancel()
         if reply.status is ResultStatus.ERROR:
-            self._tell_run(task, f"error {reply.error_code} in {task.lease.kind}: {reply.error_text}")
+            # The traceback is the result's. Here it would stand once for each node, and hide what the ServerApp says.
+            summary = (reply.error_text or "").partition("\n")[0]
+            self._tell_run(task, f"error {reply.error_code} in {task.lease.kind}: {summary}")
         self._scheduler.computed(task, time.monotonic(), keeps_node=task.staged is not None)
         self._submitter.offer(task, reply, files)
 
