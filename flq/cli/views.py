@@ -127,9 +127,12 @@ class FinishedRounds:
 def is_shown(line: LogLine) -> bool:
     """Whether a line is worth showing among a run's progress, which tells of starts and ends by itself.
 
-    Of SuperExec that is a warning: an attempt has ended before its time, and another one follows.
+    Of SuperExec that is a warning: an attempt has ended before its time, and another one follows. Of a node it is all
+    but details, such as tracebacks, which many nodes may share.
     """
-    return line.source != SUPEREXEC or line.level == "WARNING"
+    if line.source == SUPEREXEC:
+        return line.level == "WARNING"
+    return line.source == SERVERAPP or line.level != "DEBUG"
 
 
 def labelled(line: LogLine) -> str:

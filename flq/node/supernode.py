@@ -292,16 +292,20 @@ class SuperNode:
         if task.alarm is not None:
             task.alarm.cancel()
         if reply.status is ResultStatus.ERROR:
-            # The traceback is the result's. Here it would stand once for each node, and hide what the ServerApp says.
-            summary = (reply.error_text or "").partition("\n")[0]
-            self._tell_run(task, f"error {reply.error_code} in {task.lease.kind}: {summary}")
+            self._tell_run(task, f"error {reply.error_code} in {task.lease.kind}: {reply.error_text}")
         self._scheduler.computed(task, time.monotonic(), keeps_node=task.staged is not None)
         self._submitter.offer(task, reply, files)
 
     def _tell_run(self, task: HeldTask, text: str) -> None:
-        """Say something in the run's log, in the name of the task's node."""
+        """Report an error in the run's log, in the name of the task's node: what it is, and its traceback as details.
+
+        Progress leaves the details out: they would stand there once for each node that has the error.
+        """
         now = datetime.now(UTC)
-        lines = [LogLine(at=now, source=task.node_name, level="ERROR", text=line) for line in split_text(text)]
+        lines = [
+            LogLine(at=now, source=task.node_name, level="DEBUG" if number else "ERROR", text=line)
+            for number, line in enumerate(split_text(text))
+        ]
         self._shipper.put(0, task.run_id, lines)
 
     def _settled(self, task: HeldTask, verdict: Verdict) -> None:

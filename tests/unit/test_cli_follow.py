@@ -37,6 +37,7 @@ def test_only_the_serverapps_output_goes_to_stdout(capsys: pytest.CaptureFixture
         line("mine"),
         line("bad", level="ERROR"),
         line("theirs", "node-1"),
+        line("their details", "node-1", level="DEBUG"),
         line("it has started", "superexec"),
         line("it was killed", "superexec", level="WARNING"),
     ]
