@@ -4,10 +4,10 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check fmt lint build wheels mutants bench peers clean
+.PHONY: help demo test check fmt lint build wheels coverage mutants chaos bench bench-queue peers clean
 
 help:  ## Show this list
-	@grep -hE '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 10
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
 
 demo: $(VENV)/.demo  ## Train examples/digits on 10 nodes for 10 rounds, on an embedded federation
 	@$(BIN)/flq run examples/digits --nodes 10 --run-config num-rounds=10 --stream
@@ -36,8 +36,17 @@ wheels: $(VENV)/.dev  ## Try the wheel on each Python at hand, or on PYTHONS='py
 bench: $(VENV)/.dev  ## Measure; writes benchmarks/results/
 	$(BIN)/python -m benchmarks
 
-mutants: $(VENV)/.dev  ## Change the queue's SQL, one place at a time, and see that a test notices
-	$(BIN)/python -m tests.mutation
+bench-queue: $(VENV)/.dev .venv-peers/.peers  ## Measure the queue beside other queues
+	$(BIN)/python -m benchmarks queue
+
+coverage: $(VENV)/.dev  ## Show how much of flq/link its tests run; at least 95 % of lines and of branches
+	$(BIN)/python -m tests.coverage_of_link --numprocesses 2 --dist loadfile
+
+mutants: $(VENV)/.dev  ## Change the queue's SQL and Python, one place at a time, and see that a test notices
+	$(BIN)/python -m tests.mutation $(MUTANTS)
+
+chaos: $(VENV)/.dev  ## Kill everything, 200 times over 40 runs, and compare the models; writes benchmarks/results/
+	$(BIN)/python -m tests.chaos
 
 peers: .venv-peers/.peers  ## Install what the benchmarks measure beside flq into .venv-peers
 

@@ -13,12 +13,34 @@ from rich.console import Console
 from rich.status import Status
 from rich.table import Table
 
-from benchmarks import harness, idle, machine, report, rounds, workplace
+from benchmarks import (
+    aggregation,
+    broadcast,
+    claims,
+    endurance,
+    harness,
+    idle,
+    machine,
+    payloads,
+    report,
+    rounds,
+    workplace,
+)
 from benchmarks.failure import BenchmarkError
 from benchmarks.figures import summarize
 from benchmarks.harness import Benchmark, Sample, Watcher
+from benchmarks.queues import benchmark as queue
 
-BENCHMARKS: dict[str, Callable[..., Benchmark]] = {"rounds": rounds.benchmark, "idle": idle.benchmark}
+BENCHMARKS: dict[str, Callable[..., Benchmark]] = {
+    "rounds": rounds.benchmark,
+    "idle": idle.benchmark,
+    "endurance": endurance.benchmark,
+    "claims": claims.benchmark,
+    "broadcast": broadcast.benchmark,
+    "payloads": payloads.benchmark,
+    "queue": queue.benchmark,
+    "aggregation": aggregation.benchmark,
+}
 REPEATS = 3
 PAGE_WIDTH = 160
 """Of tables that go into a pipe or a file."""
@@ -69,8 +91,9 @@ class Progress(Watcher):
 def command(*, names: tuple[str, ...], quick: bool, repeats: int | None, no_peers: bool, out: Path | None) -> None:
     """Measure flq, in turn with its peers if `make peers` has installed them.
 
-    NAMES are of: rounds, idle; all by default. A result is a JSON file and a page for people. A full measurement into
-    benchmarks/results also renews the tables in docs/benchmarks.md.
+    NAMES are of: rounds, idle, endurance, claims, broadcast, payloads, queue, aggregation; all by default. A result is
+    a JSON file and a page for people. A full measurement into benchmarks/results also renews the tables in
+    docs/benchmarks.md.
     """
     console = Console(stderr=True)
     peers = not no_peers and _peers(console)
@@ -116,7 +139,7 @@ def _peers(console: Console) -> bool:
     if machine.peers_installed():
         return True
     console.print(
-        "Flower (flwr) is not installed: flq is measured alone. `make peers` installs it.",
+        "The peers are not installed, or not all of them: flq is measured alone. `make peers` installs them.",
         style="yellow",
         highlight=False,
     )

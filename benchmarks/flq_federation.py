@@ -47,13 +47,13 @@ class FlqFederation:
         """The process that all others of the federation descend from."""
         return [int(self._json("status")["pid"])]
 
-    def run(self, *, rounds: int, nodes: int, floats: int) -> Outcome:
+    def run(self, *, rounds: int, nodes: int, floats: int, patience: float = PATIENCE) -> Outcome:
         """Run the app, typed → finished."""
         name = f"bench-{time.time_ns()}"
         report = self.home.parent / f"{name}.json"
         config = f'rounds={rounds} nodes={nodes} floats={floats} report="{report}"'
         typed = time.time()
-        self._command("run", str(APP), "--wait", "--name", name, "--run-config", config)
+        self._command("run", str(APP), "--wait", "--name", name, "--run-config", config, patience=patience)
         row = self._json("show", name)["run"]
         finished = datetime.fromisoformat(row["finished_at"]).timestamp()
         return Outcome(typed, finished, read_report(report, rounds=rounds, nodes=nodes))
@@ -79,14 +79,14 @@ class FlqFederation:
     def _json(self, *arguments: str) -> Any:
         return json.loads(self._command(*arguments, "--json"))["data"]
 
-    def _command(self, *arguments: str) -> str:
+    def _command(self, *arguments: str, patience: float = PATIENCE) -> str:
         command = [*_flq(), *arguments]
         try:
             done = subprocess.run(
-                command, env=self._environment(), capture_output=True, text=True, timeout=PATIENCE, check=False
+                command, env=self._environment(), capture_output=True, text=True, timeout=patience, check=False
             )
         except subprocess.TimeoutExpired as exc:
-            raise BenchmarkError(f"`flq {' '.join(arguments)}` is not back after {PATIENCE:.0f} s") from exc
+            raise BenchmarkError(f"`flq {' '.join(arguments)}` is not back after {patience:.0f} s") from exc
         if done.returncode:
             raise BenchmarkError(f"`flq {' '.join(arguments)}` failed:\n{done.stdout}{done.stderr}")
         return done.stdout

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager, ExitStack
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -37,11 +37,12 @@ class Metric:
 
 @dataclass(frozen=True, slots=True)
 class Goal:
-    """What flq is to reach: at most so much, or to be so many times better than a peer."""
+    """What flq is to reach: at most or at least so much, or to be so many times better than a peer."""
 
     cell: str
     metric: str
     at_most: float | None = None
+    at_least: float | None = None
     ratio: float | None = None
 
 
@@ -55,7 +56,10 @@ class Cell:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Benchmark:
-    """What is measured. `warmups` measurements of each side are thrown away before the first repeat."""
+    """What is measured. `warmups` measurements of each side are thrown away before the first repeat.
+
+    `around` is what all cells need: entered before the first of them, left after the last.
+    """
 
     name: str
     title: str
@@ -64,6 +68,7 @@ class Benchmark:
     goals: Sequence[Goal] = ()
     settings: Mapping[str, Any] = field(default_factory=dict)
     warmups: int = 0
+    around: Callable[[], AbstractContextManager[object]] = nullcontext
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,7 +105,8 @@ class Watcher:
 
 def run(benchmark: Benchmark, repeats: int, watcher: Watcher) -> list[Sample]:
     """Measure all cells; returns the samples in the order in which they were taken, without warm-ups."""
-    return [sample for cell in benchmark.cells for sample in _run_cell(benchmark, cell, repeats, watcher)]
+    with benchmark.around():
+        return [sample for cell in benchmark.cells for sample in _run_cell(benchmark, cell, repeats, watcher)]
 
 
 def order(sides: Sequence[str], repeat: int) -> list[str]:
@@ -119,7 +125,8 @@ def reached(row: Row) -> bool | None:
     goal = row.goal
     if goal is None or OURS not in row.sides or (goal.ratio is not None and not row.ratios):
         return None
-    fits = goal.at_most is None or row.sides[OURS].median <= goal.at_most
+    ours = row.sides[OURS].median
+    fits = (goal.at_most is None or ours <= goal.at_most) and (goal.at_least is None or ours >= goal.at_least)
     return fits and (goal.ratio is None or all(found.of_medians >= goal.ratio for found in row.ratios.values()))
 
 

@@ -23,7 +23,25 @@ from flq.settings import Embedded
 FSYNC_WRITES = 50
 FSYNC_BYTES = 8192
 OUR_PACKAGES = ("numpy", "psycopg", "celery", "sqlalchemy")
-PEER_PACKAGES = ("flwr", "numpy", "grpcio")
+PEER_PACKAGES = {
+    "flwr": ("flwr", "numpy", "grpcio"),
+    "procrastinate": ("procrastinate", "psycopg"),
+    "pgqueuer": ("pgqueuer", "asyncpg", "uvloop"),
+    "pgmq": ("pgmq", "psycopg"),
+    "celery": ("celery", "kombu", "redis"),
+}
+"""Of each peer: its own package, whose version counts, and those that figures depend on."""
+
+PEER_PROGRAMS = ("flwr", "procrastinate", "pgq", "celery")
+ASK_VERSIONS = """
+import json
+from importlib.metadata import distributions
+from importlib.resources import files
+found = {found.name: found.version for found in distributions()}
+if "pgmq" in found:  # what is measured is the SQL file, which its client brings
+    found["pgmq"] = files("pgmq").joinpath("sql", "VERSION").read_text().strip()
+print(json.dumps(found))
+"""
 
 
 def describe() -> dict[str, Any]:
@@ -48,7 +66,7 @@ def versions(*, peers: bool) -> dict[str, Any]:
         "valkey": _server_version(binaries.valkey(Embedded())),
         **{name: metadata.version(name) for name in OUR_PACKAGES},
     }
-    return {"flq": ours, "flwr": _peer_versions()} if peers else {"flq": ours}
+    return {"flq": ours, **_peer_versions()} if peers else {"flq": ours}
 
 
 def commit() -> dict[str, Any]:
@@ -60,15 +78,17 @@ def commit() -> dict[str, Any]:
 
 def peers_installed() -> bool:
     """Whether `make peers` was here."""
-    return (workplace.PEERS / "bin" / "flwr").exists()
+    return all((workplace.PEERS / "bin" / program).exists() for program in PEER_PROGRAMS)
 
 
-def _peer_versions() -> dict[str, str]:
-    code = (
-        f"import json; from importlib.metadata import version; print(json.dumps([version(n) for n in {PEER_PACKAGES}]))"
-    )
-    said = _first_line(str(workplace.PEERS / "bin" / "python"), "-c", code)
-    return dict(zip(PEER_PACKAGES, json.loads(said), strict=True)) if said else {}
+def _peer_versions() -> dict[str, dict[str, str]]:
+    said = _first_line(str(workplace.PEERS / "bin" / "python"), "-c", ASK_VERSIONS)
+    found = json.loads(said) if said else {}
+    return {
+        peer: {name: found[name] for name in packages if name in found}
+        for peer, packages in PEER_PACKAGES.items()
+        if peer in found
+    }
 
 
 def _cpu() -> str:

@@ -1,8 +1,7 @@
-"""The benchmark `payloads`: arrays in and out of the state store, beside one bytea parameter on the same server.
+"""The benchmark `payloads`: objects in and out of the state store, beside one bytea parameter on the same server.
 
-`python -m benchmarks.payloads [--quick]` takes it by itself. fsync and synchronous_commit are on. What is stored comes
-from a mapped file that is in the page cache; it is read into memory, in the large cell into a mapped file. flq and
-`bytea` compute the sha256 of what they store and verify what they read, `bytea-unverified` does not.
+What is stored comes from a mapped file that is in the page cache; it is read into memory that was never touched, in the
+large cell into a mapped file. Both sides compute the sha256 of what they store and verify what they read.
 """
 
 from __future__ import annotations
@@ -11,11 +10,10 @@ import hashlib
 import mmap
 import os
 import re
-import sys
 import threading
 import time
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager, nullcontext
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 from functools import partial
 from pathlib import Path
 
@@ -23,8 +21,8 @@ import numpy as np
 import psycopg
 
 from benchmarks import flq_federation, workplace
-from benchmarks.harness import Benchmark, Cell, Goal, Measure, Metric, Values, Watcher, rows, run
-from benchmarks.report import spoken
+from benchmarks.failure import BenchmarkError
+from benchmarks.harness import Benchmark, Cell, Goal, Measure, Metric, Values
 from flq.link import collection, objects
 from flq.link.database import Database
 from flq.local import federation as embedded
@@ -51,82 +49,73 @@ GOALS = (
 
 
 class Server:
-    """One embedded federation for all sides, up while one of them is."""
+    """The server of all sides: that of an embedded federation."""
 
     def __init__(self) -> None:
-        self._users = 0
-        self._stack = ExitStack()
         self.dsn = ""
         self.folder = Path()
+        self.client_base = 0
 
     @contextmanager
-    def used(self) -> Iterator[Server]:
-        """A folder and a database; the last user takes them down."""
-        if not self._users:
-            federation = self._stack.enter_context(flq_federation.federation())
+    def up(self) -> Iterator[None]:
+        """While it is up there are a database, at `dsn`, and a folder for files.
+
+        `client_base` is the private memory of this process before it has transferred anything, in bytes.
+        """
+        self.client_base = private(os.getpid())
+        with flq_federation.federation() as federation, workplace.folder("payloads") as self.folder:
             federation.up(1)
             addresses = embedded.addresses(federation.home)
             assert addresses is not None, "it is up"
             self.dsn = addresses.dsn
-            self.folder = self._stack.enter_context(workplace.folder("payloads"))
-        self._users += 1
-        try:
-            yield self
-        finally:
-            self._users -= 1
-            if not self._users:
-                self._stack.close()
+            yield
 
 
 def benchmark(*, quick: bool, peers: bool) -> Benchmark:  # noqa: ARG001 - as all benchmarks are made
     """The benchmark."""
     server = Server()
     large = COMPARED if quick else LARGE
+    small = {"flq": partial(_flq, server, COMPARED, into_file=False), "bytea": partial(_bytea, server, COMPARED)}
     return Benchmark(
         name="payloads",
         title="Payloads in and out of the state store",
         metrics=METRICS,
         goals=GOALS,
-        cells=[
-            Cell(
-                CELL,
-                {
-                    "flq": partial(_flq, server, COMPARED, into_file=False),
-                    "bytea": partial(_bytea, server, COMPARED, verified=True),
-                    "bytea-unverified": partial(_bytea, server, COMPARED, verified=False),
-                },
-            ),
-            Cell(LARGE_CELL, {"flq": partial(_flq, server, large, into_file=True)}),
-        ],
-        settings={"megabytes": {CELL: COMPARED, LARGE_CELL: large}, "fsync": "on", "synchronous_commit": "on"},
+        cells=[Cell(CELL, small), Cell(LARGE_CELL, {"flq": partial(_flq, server, large, into_file=True)})],
+        settings={
+            "megabytes": {CELL: COMPARED, LARGE_CELL: large},
+            "flq": "flq.link.objects; rows of 1 MiB, a commit for each 64",
+            "bytea": "one parameter and one column in binary form, STORAGE EXTERNAL, by psycopg",
+        },
         warmups=1,
+        around=server.up,
     )
 
 
 @contextmanager
 def _flq(server: Server, megabytes: int, *, into_file: bool) -> Iterator[Measure]:
-    with server.used() as used:
-        db = Database(used.dsn, application="flq benchmark")
-        try:
-            yield partial(_measure_flq, db, used.folder, megabytes, into_file=into_file)
-        finally:
-            db.close()
+    db = Database(server.dsn, application="flq benchmark")
+    try:
+        with db.connection() as connection:  # it is the one that all measurements use
+            row = connection.execute("SELECT pg_backend_pid()").fetchone()
+        assert row is not None, "it has a pid"
+        bases = {os.getpid(): server.client_base, row[0]: private(row[0])}
+        yield partial(_measure_flq, db, server.folder, megabytes, bases, into_file=into_file)
+    finally:
+        db.close()
 
 
 @contextmanager
-def _bytea(server: Server, megabytes: int, *, verified: bool) -> Iterator[Measure]:
-    with server.used() as used, psycopg.connect(used.dsn, autocommit=True) as connection:
-        connection.execute("CREATE TABLE IF NOT EXISTS one_value (hash bytea PRIMARY KEY, data bytea)")
+def _bytea(server: Server, megabytes: int) -> Iterator[Measure]:
+    with psycopg.connect(server.dsn, autocommit=True) as connection:
+        connection.execute("CREATE TABLE one_value (hash bytea PRIMARY KEY, data bytea)")
         connection.execute("ALTER TABLE one_value ALTER data SET STORAGE EXTERNAL")
-        yield partial(_measure_bytea, connection, used.folder, megabytes, verified=verified)
+        yield partial(_measure_bytea, connection, server.folder, megabytes)
 
 
-def _measure_flq(db: Database, folder: Path, megabytes: int, *, into_file: bool) -> Values:
+def _measure_flq(db: Database, folder: Path, megabytes: int, bases: Mapping[int, int], *, into_file: bool) -> Values:
     source, copy = _source(folder, megabytes), folder / "copy"
-    with db.connection() as connection:
-        row = connection.execute("SELECT pg_backend_pid()").fetchone()
-    assert row is not None
-    peaks = Peaks(os.getpid(), row[0])
+    peaks = Peaks(bases)
     with peaks if into_file else nullcontext():  # whoever watches memory takes time
         with _mapped(source) as content:
             begun = time.perf_counter()
@@ -147,33 +136,27 @@ def _measure_flq(db: Database, folder: Path, megabytes: int, *, into_file: bool)
     return {"write": [write], "read": [read], **memory}
 
 
-def _measure_bytea(
-    connection: psycopg.Connection[tuple[bytes, ...]], folder: Path, megabytes: int, *, verified: bool
-) -> Values:
+def _measure_bytea(connection: psycopg.Connection[tuple[bytes, ...]], folder: Path, megabytes: int) -> Values:
     source = _source(folder, megabytes)
+    cursor = connection.cursor(binary=True)
     with _mapped(source) as content:
-        name = hashlib.sha256(content[:MB]).digest()
         begun = time.perf_counter()
-        if verified:
-            name = hashlib.sha256(content).digest()
-        cursor = connection.cursor(binary=True)
+        name = hashlib.sha256(content).digest()
         cursor.execute("INSERT INTO one_value (hash, data) VALUES (%b, %b)", [name, content])
         written = time.perf_counter()
-        row = cursor.execute("SELECT data FROM one_value WHERE hash = %b", [name]).fetchone()
-        assert row is not None
-        if verified:
-            assert hashlib.sha256(row[0]).digest() == name
-        done = time.perf_counter()
+    row = cursor.execute("SELECT data FROM one_value WHERE hash = %b", [name]).fetchone()
+    if row is None or hashlib.sha256(row[0]).digest() != name:
+        raise BenchmarkError("the value that was read is not the one that was written")
+    read = time.perf_counter() - written
     source.unlink()
     connection.execute("TRUNCATE one_value")
     connection.execute("CHECKPOINT")
-    return {"write": [written - begun], "read": [done - written]}
+    return {"write": [written - begun], "read": [read]}
 
 
 def _fresh(megabytes: int) -> memoryview:
-    return np.empty(
-        megabytes * MB, np.uint8
-    ).data  # as the driver's buffer of the other side: pages that were never touched
+    """Memory that was never touched, as what the driver of the other side reads into."""
+    return np.empty(megabytes * MB, np.uint8).data
 
 
 def _settle(db: Database) -> None:
@@ -184,12 +167,11 @@ def _settle(db: Database) -> None:
 
 
 class Peaks:
-    """The most private memory that some processes have had above what they began with."""
+    """The most private memory that some processes have had above what they began with, which is given by pid."""
 
-    def __init__(self, *pids: int) -> None:
-        self._pids = pids
-        self._base = [private(pid) for pid in pids]
-        self._peaks = [0] * len(pids)
+    def __init__(self, bases: Mapping[int, int]) -> None:
+        self._bases = bases
+        self._peaks = dict.fromkeys(bases, 0)
         self._stopped = threading.Event()
         self._thread = threading.Thread(target=self._watch)
 
@@ -204,12 +186,12 @@ class Peaks:
     @property
     def megabytes(self) -> list[float]:
         """The peaks, in the order of the processes."""
-        return [peak / MB for peak in self._peaks]
+        return [peak / MB for peak in self._peaks.values()]
 
     def _watch(self) -> None:
         while not self._stopped.wait(0.02):
-            now = [private(pid) - base for pid, base in zip(self._pids, self._base, strict=True)]
-            self._peaks = [max(pair) for pair in zip(self._peaks, now, strict=True)]
+            for pid, base in self._bases.items():
+                self._peaks[pid] = max(self._peaks[pid], private(pid) - base)
 
 
 def private(pid: int) -> int:
@@ -240,17 +222,3 @@ def _source(folder: Path, megabytes: int) -> Path:
         for _ in range(megabytes):
             file.write(os.urandom(MB))
     return path
-
-
-def main() -> None:
-    """Take it, and print what came of it."""
-    quick = "--quick" in sys.argv
-    found = benchmark(quick=quick, peers=False)
-    for row in rows(found, run(found, 3 if quick else 5, Watcher())):
-        told = ", ".join(f"{side} {spoken(summary.median, row.metric.unit)}" for side, summary in row.sides.items())
-        ratios = ", ".join(f"{ratio.of_medians:.2f}x {side}" for side, ratio in row.ratios.items())
-        print(f"{row.cell}, {row.metric.title}: {told}{'; ' + ratios if ratios else ''}")
-
-
-if __name__ == "__main__":
-    main()

@@ -10,11 +10,11 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.failure import BenchmarkError
-from benchmarks.harness import OURS, Benchmark, Row, Sample, reached, rows
+from benchmarks.harness import OURS, Benchmark, Goal, Row, Sample, reached, rows
 
 SCHEMA_VERSION = 1
 BAR = 40
-COLUMNS = ("setting", "measured", "flq", "flwr", "times better", "each pair", "goal")
+COLUMNS = ("setting", "measured", "flq", "peer", "times better", "each pair", "goal")
 BEGIN, END = "<!-- figures: begin -->", "<!-- figures: end -->"
 NO_FIGURES = "No figures have been taken yet: `make bench` takes them."
 
@@ -71,7 +71,8 @@ def table(found: Document) -> list[list[str]]:
         [
             row["cell"],
             row["title"],
-            *(_figure(row, side) for side in (OURS, "flwr")),
+            _figure(row["sides"][OURS], row["unit"]) if OURS in row["sides"] else "",
+            _peers(row),
             _ratio(row),
             _pairs(row),
             _goal(row),
@@ -127,9 +128,13 @@ def _row(row: Row) -> Document:
         **dataclasses.asdict(row.metric),
         "sides": {name: dataclasses.asdict(summary) for name, summary in row.sides.items()},
         "ratios": {name: dataclasses.asdict(ratio) for name, ratio in row.ratios.items()},
-        "goal": None if row.goal is None else {"at_most": row.goal.at_most, "ratio": row.goal.ratio},
+        "goal": None if row.goal is None else _limits(row.goal),
         "reached": reached(row),
     }
+
+
+def _limits(goal: Goal) -> Document:
+    return {"at_most": goal.at_most, "at_least": goal.at_least, "ratio": goal.ratio}
 
 
 def _section(found: Document, heading: str) -> str:
@@ -150,13 +155,15 @@ def _quickly(found: Document) -> str:
     return ", --quick: for developing only" if found["quick"] else ""
 
 
-def _figure(row: Document, side: str) -> str:
-    summary = row["sides"].get(side)
-    if summary is None:
-        return ""
-    low, high = (spoken(summary[end], row["unit"]) for end in ("low", "high"))
-    middle = spoken(summary["median"], row["unit"])
+def _figure(summary: Document, unit: str) -> str:
+    low, high = (spoken(summary[end], unit) for end in ("low", "high"))
+    middle = spoken(summary["median"], unit)
     return middle if low == high else f"{middle} ({_span(low, high)})"
+
+
+def _peers(row: Document) -> str:
+    peers = ((name, summary) for name, summary in row["sides"].items() if name != OURS)
+    return ", ".join(f"{name} {_figure(summary, row['unit'])}" for name, summary in peers)
 
 
 def _ratio(row: Document) -> str:
@@ -175,7 +182,8 @@ def _goal(row: Document) -> str:
     goal = row["goal"]
     if goal is None:
         return ""
-    parts = [] if goal["at_most"] is None else [f"at most {spoken(goal['at_most'], row['unit'])}"]
+    limits = [(word, goal.get(key)) for key, word in (("at_most", "at most"), ("at_least", "at least"))]
+    parts = [f"{word} {spoken(limit, row['unit'])}" for word, limit in limits if limit is not None]
     parts += [] if goal["ratio"] is None else [f"at least {digits(goal['ratio'])}x"]
     told = {True: "reached", False: "NOT reached", None: "not measured"}[row["reached"]]
     return f"{' and '.join(parts)}: {told}"
@@ -183,9 +191,10 @@ def _goal(row: Document) -> str:
 
 def _picture(row: Document) -> str:
     longest = max(summary["median"] for summary in row["sides"].values()) or 1.0
+    width = max(map(len, row["sides"]))
     lines = [f"{row['title']}, {row['cell']}"]
     for name, summary in row["sides"].items():
         length = round(summary["median"] / longest * BAR * 8)
         bar = "█" * (length // 8) + " ▏▎▍▌▋▊▉"[length % 8].strip()
-        lines.append(f"  {name:<5} {bar or '▏':<{BAR}} {spoken(summary['median'], row['unit'])}")
+        lines.append(f"  {name:<{width}} {bar or '▏':<{BAR}} {spoken(summary['median'], row['unit'])}")
     return "\n".join(lines)

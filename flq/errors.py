@@ -20,7 +20,7 @@ Every error that flq raises on purpose is an `FlqError`: it has a message that n
     ├── WireError                 1
     │   └── CodecError                bytes that are no message of ours
     ├── LinkError                 1
-    │   ├── RunUnknown, NodeUnknown, ObjectUnknown, ArtifactUnknown
+    │   ├── RunUnknown, NodeUnknown, ObjectUnknown, ArtifactUnknown, CheckpointUnknown
     │   ├── NodesMissing              fewer nodes are online than a run requires
     │   ├── IllegalTransition
     │   ├── AttemptFenced             another attempt has taken the run over
@@ -191,6 +191,12 @@ class ArtifactUnknown(LinkError):
     """The run has no such artifact."""
 
     code = "artifact_unknown"
+
+
+class CheckpointUnknown(LinkError):
+    """The run keeps no checkpoint of this round."""
+
+    code = "checkpoint_unknown"
 
 
 class IllegalTransition(LinkError):

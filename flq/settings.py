@@ -124,6 +124,14 @@ def child_environment(changes: Mapping[str, str | None], *, environ: Mapping[str
     return {name: value for name, value in merged.items() if value is not None}
 
 
+FAILPOINTS = "FLQ_FAILPOINTS"
+
+
+def failpoints(environ: Mapping[str, str] = os.environ) -> str | None:
+    """What arms the fail-points (see `flq.failpoints`), or None: outside of tests nothing does."""
+    return environ.get(FAILPOINTS)
+
+
 def announce_ready(environ: MutableMapping[str, str] = os.environ) -> None:
     """Tell the supervisor that this process does its work from now on.
 

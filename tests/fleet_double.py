@@ -28,6 +28,8 @@ from flq.wire.fleet import (
     NodeSpec,
     Renewed,
     Reply,
+    StateBase,
+    StateVersion,
     TaskKey,
     Wake,
 )
@@ -51,6 +53,7 @@ class OpenTask:
     attempt: int = 0
     lease_until: float = 0.0
     epoch: int = 0
+    branch: int = 0
 
 
 @dataclass(slots=True)
@@ -72,7 +75,12 @@ class FleetDouble:
     submissions: list[int] = field(default_factory=list)
     released: list[TaskId] = field(default_factory=list)
     reads: Counter[ObjectHash] = field(default_factory=Counter)
+    versions: list[StateVersion] = field(default_factory=list)
+    given_up: set[TaskId] = field(default_factory=set)  # what these have left does not count any more
+    forked: dict[RunId, tuple[RunId, TaskId]] = field(default_factory=dict)  # the parent, and its last task that counts
+    unneeded: set[TaskId] = field(default_factory=set)  # nothing starts from what these have left
     stopped: set[RunId] = field(default_factory=set)
+    confirmed: list[tuple[RunId, NodeId]] = field(default_factory=list)
     before_put: Callable[[], object] = lambda: None
     before_submit: Callable[[Sequence[Reply]], object] = lambda _replies: None
     open: dict[TaskId, OpenTask] = field(default_factory=dict)
@@ -148,6 +156,8 @@ class FleetDouble:
                 if task is not None and task.key.token == key.token:
                     task.lease_until = 0.0
                     self.released.append(key.task_id)
+                    self._wake_tasks = True
+                    self._change.notify_all()
 
     def submit(self, replies: Sequence[Reply]) -> dict[TaskId, Verdict]:
         self.before_submit(replies)
@@ -157,6 +167,20 @@ class FleetDouble:
                 raise ObjectsMissing(frozenset(missing))
             self.submissions.append(len(replies))
             return {reply.key.task_id: self._submit(reply) for reply in replies}
+
+    def state_bases(self, keys: Sequence[TaskKey]) -> dict[TaskId, StateBase]:
+        with self._call("state_bases"):
+            return {
+                key.task_id: StateBase(
+                    self._base(key.run_id, key.node_id, key.task_id),
+                    all(found.task_id < key.task_id for found in self.versions if found.run_id == key.run_id),
+                )
+                for key in keys
+            }
+
+    def unneeded_states(self, versions: Collection[StateVersion]) -> frozenset[StateVersion]:
+        with self._call("unneeded_states"):
+            return frozenset(version for version in versions if version.task_id in self.unneeded)
 
     def wait(self, seconds: float) -> Wake:
         with self._call("wait"):
@@ -184,6 +208,10 @@ class FleetDouble:
     def ended(self, runs: Collection[RunId]) -> frozenset[RunId]:
         with self._call("ended"):
             return frozenset(self.stopped & set(runs))
+
+    def confirm_ended(self, pairs: Collection[tuple[RunId, NodeId]]) -> None:
+        with self._call("confirm_ended"):
+            self.confirmed += pairs
 
     def append_logs(self, lines: Sequence[tuple[RunId, LogLine]]) -> None:
         with self._call("append_logs"):
@@ -247,6 +275,7 @@ class FleetDouble:
         kind: str = "train",
         group: str = "1",
         ttl: float = 600.0,
+        branch: int = 0,
     ) -> list[TaskId]:
         """One batch: the same message for all nodes."""
         encoded = encode(content or RecordDict())
@@ -259,7 +288,7 @@ class FleetDouble:
                 task_id = TaskId(self._number())
                 key = TaskKey(node_id=node_id, run_id=run_id, task_id=task_id, batch_id=batch_id, token=0)
                 now = time.time()
-                self.open[task_id] = OpenTask(key, kind, group, encoded.manifest, now, now + ttl)
+                self.open[task_id] = OpenTask(key, kind, group, encoded.manifest, now, now + ttl, branch=branch)
                 pushed.append(task_id)
             self._wake_tasks = True
             self._change.notify_all()
@@ -360,12 +389,27 @@ class FleetDouble:
             node.hosted.node_id: node.hosted.epoch for node in self._nodes.values() if node.process == self._process
         }
 
+    def _base(self, run_id: RunId, node_id: NodeId, below: int) -> StateVersion | None:
+        earlier = [
+            version
+            for version in self.versions
+            if (version.run_id, version.node_id) == (run_id, node_id)
+            and version.task_id < below
+            and version.task_id not in self.given_up
+        ]
+        if not earlier and run_id in self.forked:
+            parent, last = self.forked[run_id]
+            return self._base(parent, node_id, last + 1)
+        return max(earlier, key=lambda version: version.task_id, default=None)
+
     def _submit(self, reply: Reply) -> Verdict:
         key = reply.key
         task = self.open.get(key.task_id)
         if task is not None and task.key.token == key.token and key.node_id in self._mine():
             del self.open[key.task_id]
             self.results[key.task_id] = reply
+            if reply.state:
+                self.versions.append(StateVersion(run_id=key.run_id, node_id=key.node_id, task_id=key.task_id))
             return Verdict.ACCEPTED
         stored = self.results.get(key.task_id)
         return Verdict.DUPLICATE if stored is not None and stored.key.token == key.token else Verdict.FENCED
@@ -375,6 +419,7 @@ def _lease(task: OpenTask) -> Lease:
     return Lease(
         key=task.key,
         attempt=task.attempt,
+        branch=task.branch,
         kind=task.kind,
         group=task.group,
         created_at=task.created_at,

@@ -9,9 +9,9 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from flq.apps import ClientApp, Context, Error, Message, Metadata, RecordDict
-from flq.errors import ObjectsMissing, ObjectUnknown
+from flq.errors import LinkError, ObjectsMissing, ObjectUnknown
 from flq.wire.codec import decode, encode, object_sizes
-from flq.wire.grid import Checkpoint, GridNode, Push, Pushed, Result, ResultKey, ResultPage
+from flq.wire.grid import Checkpoint, Delivered, GridNode, Push, Pushed, Result, ResultKey, ResultPage, Step, StepKind
 from flq.wire.ids import BatchId, NodeId, ObjectHash, RunId, TaskId
 from flq.wire.message import ErrorCode
 from flq.wire.runs import ConfigValue, FeedCursor, RunInfo
@@ -43,6 +43,10 @@ class GridDouble:
     batches: dict[int, tuple[Push, Pushed]] = field(default_factory=dict)
     open: list[OpenTask] = field(default_factory=list)
     done: list[Result] = field(default_factory=list)
+    recorded: dict[int, Step] = field(default_factory=dict)
+    node_lists: dict[bytes, tuple[GridNode, ...]] = field(default_factory=dict)
+    diverged: list[int] = field(default_factory=list)
+    reissued: list[TaskId] = field(default_factory=list)
     checkpoints: list[Checkpoint] = field(default_factory=list)
     metrics: dict[tuple[int, str], float] = field(default_factory=dict)
     artifacts: dict[str, ObjectHash] = field(default_factory=dict)
@@ -94,8 +98,9 @@ class GridDouble:
         self._check(push.objects)
         if push.sequence in self.batches:
             before, pushed = self.batches[push.sequence]
-            assert before.content_hash == push.content_hash, "the replay diverges"
-            return Pushed(pushed.batch_id, pushed.task_ids, replayed=True)
+            if before.content_hash == push.content_hash:
+                return Pushed(pushed.batch_id, pushed.task_ids, replayed=True)
+        self._record(push.sequence, StepKind.PUSH, push.delivered)
         self.pushes.append(push)
         batch_id = BatchId(self._next_id())
         manifests = push.manifests * (len(push.node_ids) if len(push.manifests) == 1 else 1)
@@ -109,6 +114,40 @@ class GridDouble:
         pushed = Pushed(batch_id, tuple(task.task_id for task in tasks))
         self.batches[push.sequence] = push, pushed
         return pushed
+
+    def _record(self, sequence: int, kind: StepKind, delivered: Delivered) -> None:
+        """Number a step. One that is numbered so already is a divergence: it and what follows it are void."""
+        self.node_lists |= delivered.node_lists
+        if sequence in self.recorded:
+            self.diverged.append(sequence)
+            self.recorded = {number: step for number, step in self.recorded.items() if number < sequence}
+            self.batches = {number: batch for number, batch in self.batches.items() if number < sequence}
+        self.recorded[sequence] = Step(sequence, kind, delivered.deliveries)
+
+    def steps(self) -> list[Step]:
+        left_out = [(saved.first_sequence, saved.next_sequence) for saved in self.checkpoints]
+        return [
+            step
+            for number, step in sorted(self.recorded.items())
+            if not any(first is not None and first < number < following for first, following in left_out)
+        ]
+
+    def node_list(self, node_list: bytes) -> tuple[GridNode, ...]:
+        if node_list not in self.node_lists:
+            raise LinkError
+        return self.node_lists[node_list]
+
+    def reissue(self, batch_id: BatchId, task_ids: Sequence[TaskId], ttl: float) -> int:
+        assert ttl > 0
+        self.reissued += task_ids
+        pushes = {pushed.batch_id: (push, pushed) for push, pushed in self.batches.values()}
+        push, pushed = pushes[batch_id]
+        for task_id in task_ids:
+            node_id = push.node_ids[pushed.task_ids.index(task_id)]
+            message = self._message(push, node_id, push.manifests[0])
+            self.open.append(OpenTask(batch_id, task_id, node_id, message))
+        self.done = [result for result in self.done if result.task_id not in task_ids]
+        return len(task_ids)
 
     def _next_id(self) -> int:
         self.last_id += 1
@@ -184,6 +223,10 @@ class GridDouble:
 
     def commit_round(self, checkpoint: Checkpoint) -> None:
         self._check(checkpoint.objects)
+        number = checkpoint.next_sequence - 1
+        taken = self.recorded.get(number)
+        if taken is None or taken.kind is not StepKind.CHECKPOINT:
+            self._record(number, StepKind.CHECKPOINT, checkpoint.delivered)
         if checkpoint.round not in {saved.round for saved in self.checkpoints}:
             self.checkpoints.append(checkpoint)
 

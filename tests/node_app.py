@@ -23,6 +23,26 @@ def train(msg, context):
     return Message(msg.content, reply_to=msg)
 """
 
+COUNT = """
+@app.train()
+def train(msg, context):
+    before = context.state["c"]["count"] if "c" in context.state else 0
+    context.state["c"] = ConfigRecord({"count": before + 1})
+    context.state["big"] = ArrayRecord([np.full(50_000, before + 1.0)])
+    return Message(RecordDict({"c": ConfigRecord({"before": before, "attempt": context.attempt})}), reply_to=msg)
+
+@app.evaluate()
+def evaluate(msg, context):
+    state = context.state
+    found = {"count": state["c"]["count"], "big": float(state["big"]["0"].numpy()[-1])} if state else {}
+    return Message(RecordDict({"c": ConfigRecord(found)}), reply_to=msg)
+
+@app.query()
+def query(msg, context):
+    context.state.clear()
+    return Message(RecordDict(), reply_to=msg)
+"""
+
 
 def write_app(folder: Path, code: str = ECHO, *, dependencies: Sequence[str] = ()) -> Path:
     """A project in `folder` whose ClientApp is made by `code`, which goes after `HEAD`."""

@@ -36,15 +36,18 @@ pidfile =
 
 
 @contextmanager
-def pgbouncer(dsn: str) -> Iterator[str]:
-    """Yields the DSN of a PgBouncer before the server of `dsn`. It runs as the one who may open the server's socket."""
+def pgbouncer(dsn: str, more: str = "") -> Iterator[str]:
+    """Yields the DSN of a PgBouncer before the server of `dsn`, with more lines of configuration.
+
+    It runs as the one who may open the server's socket.
+    """
     assert PROGRAM, MISSING
     given = conninfo_to_dict(dsn)
     sockets = Path(str(given["host"]))
     owner = sockets.joinpath(".s.PGSQL.5432").stat()
     folder = Path(tempfile.mkdtemp(prefix="flq-pooler-"))
     config = folder / "pgbouncer.ini"
-    config.write_text(CONFIG.format(sockets=sockets, user=given["user"], folder=folder))
+    config.write_text(CONFIG.format(sockets=sockets, user=given["user"], folder=folder) + more + "\n")
     as_owner = {"user": owner.st_uid, "group": owner.st_gid} if os.geteuid() == 0 else {}
     if as_owner:
         shutil.chown(folder, owner.st_uid, owner.st_gid)

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
 
 from flq.apps.context import Context
 from flq.apps.lifespan import Lifespan, check_lifespan, lifespan
 from flq.apps.mods import ClientAppCallable, Mod, make_mod_chain
 from flq.errors import AppError
 from flq.wire.message import DEFAULT_ACTION, Message, MessageType, split_message_type
+
+if TYPE_CHECKING:
+    from flq.apps.legacy.client import ClientFn
 
 Decorator = Callable[[ClientAppCallable], ClientAppCallable]
 
@@ -18,6 +22,8 @@ class ClientApp:
 
     Parameters
     ----------
+    client_fn
+        Makes a client whose `fit` and `evaluate` answer all messages: for older apps, see `flq.apps.legacy`.
     mods
         Functions around every handler, the first one outermost, outside of a handler's own mods.
 
@@ -31,8 +37,9 @@ class ClientApp:
 
     """
 
-    def __init__(self, *, mods: Sequence[Mod] | None = None) -> None:
+    def __init__(self, client_fn: ClientFn | None = None, mods: Sequence[Mod] | None = None) -> None:
         self._mods = tuple(mods or ())
+        self._answer = None if client_fn is None else make_mod_chain(_client_handler(client_fn), self._mods)
         self._handlers: dict[tuple[str, str], ClientAppCallable] = {}
         self._chains: dict[tuple[str, str], ClientAppCallable] = {}
         self._lifespan: Lifespan | None = None
@@ -68,6 +75,8 @@ class ClientApp:
     def _register(self, category: str, action: str, mods: Sequence[Mod] | None) -> Decorator:
         if callable(action):
             raise TypeError(f"write @app.{category}(), with parentheses")
+        if self._answer is not None:
+            raise ValueError(f"the ClientApp has a client_fn; it cannot have a handler of {category} messages, too")
         key = split_message_type(f"{category}.{action}")
 
         def register(handler: ClientAppCallable) -> ClientAppCallable:
@@ -84,7 +93,7 @@ class ClientApp:
     def __call__(self, message: Message, context: Context) -> Message:
         """Answer `message`. Raises `AppError` if there is no handler or it returns no Message, else what it raises."""
         key = split_message_type(message.metadata.message_type)
-        chain = self._chains.get(key)
+        chain = self._answer or self._chains.get(key)
         if chain is None:
             known = ", ".join(self.message_types) or "none"
             raise AppError(
@@ -95,10 +104,22 @@ class ClientApp:
             reply = chain(message, context)
         if not isinstance(reply, Message):
             raise AppError(
-                f"the handler of {_spelled(key)}, {_named(self._handlers[key])}, returned {type(reply).__name__}",
+                f"the handler of {_spelled(key)}{self._handler_name(key)} returned {type(reply).__name__}",
                 hint="a handler returns a Message: return Message(content, reply_to=msg)",
             )
         return reply
+
+    def _handler_name(self, key: tuple[str, str]) -> str:
+        return f", {_named(self._handlers[key])}," if key in self._handlers else " or one of its mods"
+
+
+def _client_handler(client_fn: ClientFn) -> ClientAppCallable:
+    def handler(message: Message, context: Context) -> Message:
+        from flq.apps.legacy.client import answer
+
+        return answer(client_fn, message, context)
+
+    return handler
 
 
 def _spelled(key: tuple[str, str]) -> str:

@@ -10,8 +10,9 @@ from pathlib import Path
 from types import ModuleType
 from typing import TypeVar
 
+from flq.apps import alias
 from flq.apps.clientapp import ClientApp
-from flq.apps.project import load_project
+from flq.apps.project import Project, load_project
 from flq.apps.serverapp import ServerApp
 from flq.errors import AppLoadError
 
@@ -23,7 +24,8 @@ def load_serverapp(folder: Path) -> ServerApp:
 
     Raises `AppLoadError`, with the app's own exception as its cause, or `ProjectError`.
     """
-    return _load(folder, load_project(folder).serverapp, ServerApp)
+    project = load_project(folder)
+    return _load(project, project.serverapp, ServerApp)
 
 
 def load_clientapp(folder: Path) -> ClientApp:
@@ -31,11 +33,15 @@ def load_clientapp(folder: Path) -> ClientApp:
 
     Raises `AppLoadError`, with the app's own exception as its cause, or `ProjectError`.
     """
-    return _load(folder, load_project(folder).clientapp, ClientApp)
+    project = load_project(folder)
+    return _load(project, project.clientapp, ClientApp)
 
 
-def _load(folder: Path, component: str, kind: type[App]) -> App:
+def _load(project: Project, component: str, kind: type[App]) -> App:
+    folder = project.path
     _go_first(folder)
+    if project.flower_alias:
+        alias.install()
     module_name, _, path = component.partition(":")
     found: object = _import(module_name, folder)
     hint = f"pyproject.toml names an object made by {kind.__name__}()"
@@ -65,6 +71,9 @@ def _import(module_name: str, folder: Path) -> ModuleType:
         if exc.name is not None and (module_name == exc.name or module_name.startswith(f"{exc.name}.")):
             hint = "flq app check shows what is in the bundle, and what is left out"
             raise AppLoadError(f"the app has no module {module_name}, which pyproject.toml names", hint=hint) from exc
+        if exc.name is not None and alias.covers(exc.name):
+            off = None if alias.is_installed() else "[tool.flq] flwr-alias = true lets flq stand in for Flower (flwr)"
+            raise AppLoadError(f"importing {module_name} failed: {exc}", hint=off) from exc
         raise AppLoadError(
             f"the app needs the module {exc.name}, which is not installed here",
             hint="list it in [project] dependencies and install it where the app runs",

@@ -13,6 +13,9 @@ include = ["data/*.csv"]            # besides source code and text
 [tool.flq.app.config]               # the defaults of `--run-config`
 num-rounds = 3
 optimizer.lr = 0.1                  # "optimizer.lr" in the run's configuration
+
+A project for Flower (flwr) has [tool.flwr.app] in its place, with the tables `components` and `config`, and
+`fab-include` and `fab-exclude`. It is read as it is.
 """
 
 from __future__ import annotations
@@ -24,6 +27,9 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+
+from packaging.requirements import InvalidRequirement, Requirement
+from packaging.utils import canonicalize_name
 
 from flq.apps.runconfig import (
     flatten,
@@ -49,6 +55,9 @@ PROJECT_FILE = "pyproject.toml"
 _COMPONENT = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*(\.[A-Za-z_]\w*)*")
 _NAME = re.compile(r"[A-Za-z0-9]([A-Za-z0-9._-]*[A-Za-z0-9])?")
 _TABLE = "tool.flq.app"
+_FLOWER_TABLE = "tool.flwr.app"
+_FLOWER = "flwr"
+_ALIAS = "flwr-alias"
 _KNOWN = ("serverapp", "clientapp", "include", "exclude", "config")
 _EXAMPLE = '[tool.flq.app] with serverapp = "pkg.server:app" and clientapp = "pkg.client:app"'
 _TEXTS = {"project.name": "my-app", "project.version": "1.0.0"}
@@ -60,6 +69,8 @@ class Project:
 
     `path` is the project's folder. `serverapp` and `clientapp` are `module:object`. `config` has flat, dotted keys.
     `include` and `exclude` are patterns like those of a .gitignore. `flq` is the whole table `[tool.flq]`.
+    `flower_alias` says that `import flwr` brings the names of flq in the app's processes, `warnings` what of the
+    project counts for nothing.
     """
 
     path: Path
@@ -72,12 +83,16 @@ class Project:
     include: tuple[str, ...] = ()
     exclude: tuple[str, ...] = ()
     flq: Mapping[str, Any] = field(default_factory=dict, repr=False)
+    flower_alias: bool = False
+    warnings: tuple[str, ...] = ()
 
 
 def load_project(path: Path) -> Project:
     """Read the project in the folder `path`. Raises `ProjectError`, which names file and key."""
     file = path / PROJECT_FILE
     reader = _Reader(file, _read_toml(file))
+    if reader.get(_TABLE) is None and isinstance(reader.get(_FLOWER_TABLE), dict):
+        return _flower_project(path, reader)
     app = reader.table(_TABLE)
     unknown = sorted(app.keys() - set(_KNOWN))
     if unknown:
@@ -88,13 +103,43 @@ def load_project(path: Path) -> Project:
         path=path,
         name=reader.name(),
         version=reader.text("project.version", default="0"),
-        serverapp=reader.component("serverapp"),
-        clientapp=reader.component("clientapp"),
-        config=dict(reader.config()),
+        serverapp=reader.component(_TABLE, "serverapp"),
+        clientapp=reader.component(_TABLE, "clientapp"),
+        config=dict(reader.config(_TABLE)),
         dependencies=reader.requirements("project.dependencies"),
         include=reader.includes(f"{_TABLE}.include"),
         exclude=reader.texts(f"{_TABLE}.exclude"),
         flq=reader.table("tool.flq"),
+        flower_alias=reader.flag(f"tool.flq.{_ALIAS}", default=False),
+    )
+
+
+def _flower_project(path: Path, reader: _Reader) -> Project:
+    """A project for Flower (flwr). Its dependency on flwr is met by flq."""
+    needed, left_out = [], []
+    for text in reader.requirements("project.dependencies"):
+        requirement = Requirement(text)
+        if canonicalize_name(requirement.name) == _FLOWER:
+            continue
+        if requirement.url is not None and requirement.url.startswith("file:"):
+            left_out.append(
+                f"the dependency {text!r} names a file of another machine; whether it is met is not checked"
+            )
+        else:
+            needed.append(text)
+    return Project(
+        path=path,
+        name=reader.name(),
+        version=reader.text("project.version", default="0"),
+        serverapp=reader.component(f"{_FLOWER_TABLE}.components", "serverapp"),
+        clientapp=reader.component(f"{_FLOWER_TABLE}.components", "clientapp"),
+        config=dict(reader.config(_FLOWER_TABLE)),
+        dependencies=tuple(needed),
+        include=reader.includes(f"{_FLOWER_TABLE}.fab-include"),
+        exclude=reader.texts(f"{_FLOWER_TABLE}.fab-exclude"),
+        flq=reader.table("tool.flq") if reader.get("tool.flq") is not None else {},
+        flower_alias=reader.flag(f"tool.flq.{_ALIAS}", default=True),
+        warnings=tuple(left_out),
     )
 
 
@@ -129,11 +174,7 @@ class _Reader:
     def table(self, path: str) -> dict[str, Any]:
         value = self.get(path)
         if value is None and path == _TABLE:
-            if self.get("tool.flwr.app") is not None:
-                hint = "this is a project for Flower (flwr); its sections are not read, add [tool.flq.app]"
-            else:
-                hint = f"add {_EXAMPLE}"
-            raise self.error(f"[{path}]", "is missing", hint=hint)
+            raise self.error(f"[{path}]", "is missing", hint=f"add {_EXAMPLE}")
         if not isinstance(value, dict):
             raise self.error(f"[{path}]", "is not a table", hint=f"for example: {_EXAMPLE}")
         return value
@@ -170,9 +211,15 @@ class _Reader:
                 )
         return found
 
-    def requirements(self, path: str) -> tuple[str, ...]:
-        from packaging.requirements import InvalidRequirement, Requirement
+    def flag(self, path: str, *, default: bool) -> bool:
+        value = self.get(path)
+        if value is None:
+            return default
+        if not isinstance(value, bool):
+            raise self.error(path, f"is {value!r}; it must be true or false")
+        return value
 
+    def requirements(self, path: str) -> tuple[str, ...]:
         found = self.texts(path)
         for text in found:
             try:
@@ -182,8 +229,8 @@ class _Reader:
                 raise self.error(path, f"holds {text!r}, which is no requirement: {first}") from exc
         return found
 
-    def component(self, name: str) -> str:
-        path = f"{_TABLE}.{name}"
+    def component(self, table: str, name: str) -> str:
+        path = f"{table}.{name}"
         example = f'{name} = "{self.get("project.name") or "pkg"}.{name.removesuffix("app")}:app"'
         if self.get(path) is None:
             raise self.error(path, "is missing", hint=f"for example: {example}")
@@ -192,17 +239,17 @@ class _Reader:
             raise self.error(path, f"is {value!r}; it must be 'module:object'", hint=f"for example: {example}")
         return value
 
-    def config(self) -> Iterator[tuple[str, ConfigValue]]:
-        config = self.get(f"{_TABLE}.config")
+    def config(self, table: str) -> Iterator[tuple[str, ConfigValue]]:
+        config = self.get(f"{table}.config")
         if config is None:
             return
         if not isinstance(config, dict):
-            raise self.error(f"[{_TABLE}.config]", "is not a table")
+            raise self.error(f"[{table}.config]", "is not a table")
         seen: set[str] = set()
         for key, value in flatten(config):
             if not is_config_value(value):
-                raise self.error(f"{_TABLE}.config.{key}", f"is {value!r}; it must be a bool, a number or text")
+                raise self.error(f"{table}.config.{key}", f"is {value!r}; it must be a bool, a number or text")
             if key in seen:
-                raise self.error(f"{_TABLE}.config.{key}", "is set twice")
+                raise self.error(f"{table}.config.{key}", "is set twice")
             seen.add(key)
             yield key, value

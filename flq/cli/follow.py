@@ -61,8 +61,8 @@ def follow(door: Control, run: str, view: View, *, timeout: float | None, rounds
                 view.rounds(row, door.rounds(run))
             if row.status is RunStatus.FINISHED:
                 return row
-            if row.running_at is None and watch.is_long() and (reason := door.waiting(run)):
-                view.waiting(reason)
+            if row.running_at is None and watch.is_long() and (causes := door.waiting(run)):
+                view.waiting(causes[0].reason)
             watch.check()
             watch.pause(door, LOOK_SECONDS)
         except Unreachable as exc:

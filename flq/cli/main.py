@@ -17,7 +17,7 @@ from flq.errors import DiskFull, FlqError, Interrupted, LocalError
 
 SECTIONS = {
     "Apps": ("new", "app", "build"),
-    "Runs": ("run", "ls", "show", "logs", "stop", "pull"),
+    "Runs": ("run", "ls", "show", "explain", "logs", "stop", "resume", "fork", "rerun", "pull"),
     "Federation": ("up", "down", "status", "nodes", "sql", "monitor", "verify", "prune"),
     "Servers": ("superlink", "superexec", "supernode", "db"),
 }

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from datetime import timedelta
+from itertools import groupby
 
 import click
 
@@ -20,6 +22,9 @@ from flq.wire.runs import ArtifactRow, AttemptRow, EventRow, RoundRow, RunRow
 
 PLOTTED = 4
 """So many metrics get a column and a plot; --json has all of them."""
+
+
+STOPPED_ON_NODE = "stopped on node"
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,7 +60,7 @@ def _picture(door: Control, run: str) -> Picture:
     row = door.run(run)
     return Picture(
         run=row,
-        waiting=door.waiting(run) if row.finished_at is None else None,
+        waiting=next((cause.reason for cause in door.waiting(run)), None),
         attempts=door.attempts(run),
         rounds=door.rounds(run),
         events=door.events(run),
@@ -80,8 +85,7 @@ def _print(picture: Picture) -> None:
         stored = [(found.name, size(found.size), found.hash, found.created_at) for found in picture.artifacts]
         print_table(("NAME", "SIZE", "SHA256", "CREATED"), stored)
     _section("history")
-    rows = [(event.at, event.event, event.actor, event.reason) for event in picture.events]
-    print_table(("AT", "EVENT", "ACTOR", "REASON"), rows)
+    print_table(("AT", "EVENT", "ACTOR", "REASON"), _history(picture.events))
     _print_errors(picture.attempts)
 
 
@@ -93,6 +97,7 @@ def _facts(picture: Picture) -> list[tuple[str, str]]:
         ("app", f"{run.app}, bundle {cell(run.bundle)}"),
         ("status", state(run) + (f": {run.reason}" if run.reason else "")),
         ("waiting", picture.waiting or ""),
+        ("came from", _origin(run)),
         ("rounds", rounds_of(run)),
         ("tasks", tasks),
         ("owner", run.owner),
@@ -100,8 +105,36 @@ def _facts(picture: Picture) -> list[tuple[str, str]]:
         ("config", cell(run.config)),
         ("submitted", cell(run.created_at)),
         ("took", duration(run.finished_at - run.created_at) if run.finished_at else ""),
+        ("worked for", _worked(run)),
     ]
     return [(name, value) for name, value in facts if value]
+
+
+def _origin(run: RunRow) -> str:
+    """Which run it was forked from, or repeats."""
+    if run.forked_from is not None:
+        return f"{run.forked_from}, behind round {run.forked_from_round}"
+    return f"{run.rerun_of}, run again from scratch" if run.rerun_of is not None else ""
+
+
+def _worked(run: RunRow) -> str:
+    """What it has used of the time that it may work."""
+    if run.wall_time_limit is None:
+        return ""
+    used, limit = timedelta(seconds=run.active_time), timedelta(seconds=run.wall_time_limit)
+    return f"{duration(used)} of {duration(limit)}"
+
+
+def _history(events: Sequence[EventRow]) -> list[tuple[object, ...]]:
+    """The history as lines; a thousand nodes that confirm a stop are one of them."""
+    lines: list[tuple[object, ...]] = []
+    for event, group in groupby(events, key=lambda found: found.event):
+        found = list(group)
+        if event == STOPPED_ON_NODE and len(found) > 1:
+            lines.append((found[-1].at, event, f"{len(found)} nodes", None))
+        else:
+            lines += [(row.at, row.event, row.actor, row.reason) for row in found]
+    return lines
 
 
 def _print_rounds(rounds: Sequence[RoundRow]) -> None:

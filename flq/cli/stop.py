@@ -8,7 +8,7 @@ from flq.cli.federation import control, federated, find
 from flq.cli.ls import state
 from flq.cli.options import examples, json_option, run_argument
 from flq.cli.output import note, print_json
-from flq.cli.person import person
+from flq.local.person import person
 from flq.settings import Settings
 from flq.wire.status import RunStatus
 

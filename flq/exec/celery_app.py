@@ -45,8 +45,12 @@ def create_app(broker: str) -> Celery:
         broker_connection_retry_on_startup=True,
         broker_connection_max_retries=None,
         broker_connection_timeout=2,
-        # Redis would deliver a job again that it thinks was lost; that is the dispatcher's work.
-        broker_transport_options={"visibility_timeout": _YEAR, "socket_connect_timeout": 2},
+        broker_transport_options={
+            "visibility_timeout": _YEAR,  # Redis would deliver a job again that it thinks lost: the dispatcher's work
+            "socket_connect_timeout": 2,
+            "socket_timeout": 2,  # of a broker that is frozen, or that the network has lost
+            "health_check_interval": 5,
+        },
         enable_utc=True,
     )
     return app

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from flq.exec.guard import Cause
 from flq.exec.handover import Report
+from flq.link.attempts import overlong
 from flq.wire.status import Outcome
 
 
@@ -15,7 +16,8 @@ class Ending:
     """What is recorded of an attempt's end.
 
     Without an outcome the attempt is given back for the `reason`, and the run waits for the next one; without
-    either there is nothing to record, since the attempt is no longer ours. `told` is the line for the run's log.
+    either there is nothing to record, since the attempt is no longer ours. `told` is the line for the run's log. An
+    `excused` attempt does not count towards the cap: its SuperExec was shut down.
     """
 
     outcome: Outcome | None
@@ -23,10 +25,11 @@ class Ending:
     told: str
     exit_code: int
     error: str | None = None
+    excused: bool = False
 
     @classmethod
-    def of(cls, cause: Cause, exit_code: int, report: Report | None) -> Ending:
-        """Judge the end of a ServerApp's process, which ended for `cause`."""
+    def of(cls, cause: Cause, exit_code: int, report: Report | None, limit: float | None = None) -> Ending:
+        """Judge the end of a ServerApp's process, which ended for `cause`. `limit` is the run's wall-time limit."""
         if report is not None and report.outcome == "completed" and cause is not Cause.FENCED:
             return cls(outcome=Outcome.COMPLETED, reason=None, told="ServerApp completed", exit_code=exit_code)
         if cause is Cause.ITSELF:
@@ -35,12 +38,13 @@ class Ending:
             Cause.FENCED: (None, None),
             Cause.SHUTDOWN: (None, str(cause)),
             Cause.EVICTED: (None, str(cause)),
-            Cause.OVERDUE: (Outcome.FAILED, str(cause)),
+            Cause.OVERDUE: (Outcome.FAILED, str(cause) if limit is None else overlong(limit)),
             Cause.STOP: (Outcome.STOPPED, "stopped as requested"),
             Cause.TERMINATED: (Outcome.STOPPED, str(cause)),
         }[cause]
         told = f"ServerApp was ended: {reason or cause}"
-        return cls(outcome=outcome, reason=reason, told=told, exit_code=exit_code)
+        excused = cause is Cause.SHUTDOWN
+        return cls(outcome=outcome, reason=reason, told=told, exit_code=exit_code, excused=excused)
 
     @property
     def level(self) -> str:

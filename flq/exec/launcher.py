@@ -25,6 +25,7 @@ from flq.exec.handover import Credentials, work_folder
 from flq.exec.lifeline import Lifeline, die_with
 from flq.exec.process import ServerAppProcess
 from flq.exec.scribe import Scribe
+from flq.failpoints import reach
 from flq.link import attempts
 from flq.link.attempts import AttemptClaim
 from flq.link.database import Database
@@ -112,9 +113,10 @@ class Launcher:
             process = self._process()
             stack.callback(process.reap)
             scribe = Scribe(self._db, claim)
-            guard = stack.enter_context(closing(Guard(process, self._lifeline, scribe, limit=claim.wall_time_limit)))
+            guard = stack.enter_context(closing(Guard(process, self._lifeline, scribe, limit=claim.wall_time_left)))
             scribe.on_news = lambda: guard.stop(Cause.FENCED if scribe.fenced else Cause.STOP)
             termination.act = lambda: guard.stop(Cause.TERMINATED)
+            reach("superexec.before-launch")
             process.begin(self._credentials(claim))
             scribe.say(f"attempt {claim.attempt}: ServerApp started on {socket.gethostname()}, pid {process.pid}")
             scribe.start(pid=process.pid)
@@ -123,9 +125,10 @@ class Launcher:
             exit_code, report = process.reap()
             with suppress(OSError):  # it is not empty
                 work_folder(self._home, claim.run.name).rmdir()
-            ending = Ending.of(self._root_of(cause, exit_code, scribe), exit_code, report)
+            ending = Ending.of(self._root_of(cause, exit_code, scribe), exit_code, report, claim.wall_time_limit)
             scribe.say(f"attempt {claim.attempt}: {ending.told}", level=ending.level)
             self._insist(scribe.flush)
+            reach("superexec.before-record")
             self._insist(lambda: self._record(claim, ending))
             return ending.outcome or "given back"
 
@@ -171,6 +174,7 @@ class Launcher:
                 reason=ending.reason,
                 exit_code=ending.exit_code,
                 error=ending.error,
+                excused=ending.excused,
             )
 
     def _insist(self, step: Callable[[], None]) -> None:

@@ -107,7 +107,8 @@ def _command(orders: int, report: int) -> list[str]:
 
 
 def _environment(threads: int) -> dict[str, str]:
-    usual = {**dict.fromkeys(THREAD_VARIABLES, str(threads)), **os.environ}
+    # the order of a set of texts must not be another one in the next attempt
+    usual = {**dict.fromkeys(THREAD_VARIABLES, str(threads)), "PYTHONHASHSEED": "0", **os.environ}
     environ = settings.child_environment(dict.fromkeys(SECRETS), environ=usual)
     root = Path(flq.__file__).resolve().parents[1]
     if root.name not in {"site-packages", "dist-packages"}:  # a checkout: the process finds flq where we found it

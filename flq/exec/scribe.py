@@ -15,6 +15,7 @@ from datetime import UTC, datetime
 from itertools import islice
 
 from flq.errors import FlqError, Unreachable
+from flq.failpoints import reach
 from flq.link import attempts, logs, notify
 from flq.link.attempts import AttemptClaim
 from flq.link.database import Database
@@ -128,6 +129,7 @@ class Scribe:
 
     def look(self) -> None:
         """Renew the lease, and look whether the attempt is still ours and may go on. Raises `DatabaseUnreachable`."""
+        reach("superexec.running")
         state = attempts.renew(self._db, run_id=self._claim.run.run_id, token=self._claim.token)
         news = (state.stop_requested and not self.stop_requested) or (not state.ours and not self.fenced)
         self.stop_requested = self.stop_requested or state.stop_requested

@@ -7,7 +7,6 @@ imports what any ServerApp needs, then waits for its credentials: so it can be s
 from __future__ import annotations
 
 import os
-import random
 import signal
 import socket
 import sys
@@ -19,7 +18,9 @@ from typing import TYPE_CHECKING
 from flq.errors import AppLoadError, AttemptFenced, FlqError, ProjectError, Unreachable
 from flq.exec.handover import Credentials, Report, work_folder
 from flq.exec.lifeline import die_with
+from flq.exec.process import THREAD_VARIABLES
 from flq.exec.streams import start_clean, tell
+from flq.failpoints import reach
 
 if TYPE_CHECKING:
     from flq.apps import Context, Grid
@@ -27,8 +28,6 @@ if TYPE_CHECKING:
     from flq.wire.runs import RunInfo
 
     App = Callable[[Grid, Context], None]
-
-_NUMPY_SEEDS = 2**32
 
 
 def main(arguments: list[str]) -> int:
@@ -45,6 +44,7 @@ def main(arguments: list[str]) -> int:
     with suppress(OSError):  # a full disk or a closed stream is no reason to lose the report
         sys.stdout.flush()
         sys.stderr.flush()
+    reach("serverapp.before-report")
     with os.fdopen(report, "wb") as pipe:
         pipe.write(end.encode())
     return 0 if end.outcome == "completed" else 1
@@ -72,12 +72,14 @@ def execute(credentials: Credentials) -> Report:
 
 def _execute(door: DbGrid, run: RunInfo, folder: Path, attempt: int) -> None:
     from flq.apps import Context, Grid, RecordDict
+    from flq.apps.checkpoints import Checkpoints
+    from flq.apps.generators import seed_run
     from flq.apps.loader import load_serverapp
     from flq.wire.ids import SUPERLINK_NODE_ID
 
-    _seed(run.seed)
+    seed_run(run.seed)
     app = load_serverapp(folder)
-    _seed(run.seed)  # loading may have drawn numbers, or brought torch
+    seed_run(run.seed)  # loading may have drawn numbers, or brought torch
     grid = Grid(door)
     context = Context(
         run_id=run.run_id,
@@ -86,8 +88,9 @@ def _execute(door: DbGrid, run: RunInfo, folder: Path, attempt: int) -> None:
         state=RecordDict(),
         run_config=dict(run.config),
         attempt=attempt,
+        checkpoints=Checkpoints(grid),
     )
-    door.begin()
+    door.begin(_threads())
     app(grid, context)
 
 
@@ -127,13 +130,9 @@ def _disk_explained() -> Iterator[None]:
         ) from exc
 
 
-def _seed(seed: int) -> None:
-    import numpy as np
-
-    random.seed(seed)
-    np.random.seed(seed % _NUMPY_SEEDS)  # noqa: NPY002 - it is the app that may use the old generator
-    if "torch" in sys.modules:
-        sys.modules["torch"].manual_seed(seed)
+def _threads() -> dict[str, str]:
+    """How many threads the libraries of linear algebra use: sums depend on it in their last bits."""
+    return {name: os.environ[name] for name in THREAD_VARIABLES if name in os.environ}
 
 
 def _work_in(folder: Path) -> None:

@@ -14,22 +14,25 @@ import socket
 import threading
 import uuid
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
 from celery import Celery, signals
-from celery.exceptions import SecurityWarning
+from celery.exceptions import SecurityWarning, WorkerLostError
 from celery.worker.autoscale import Autoscaler
+from celery.worker.consumer import Consumer
 
 import flq
 from flq import log, settings
 from flq.exec import jobs
 from flq.exec.celery_app import create_app
-from flq.exec.desk import Desk, Stop
+from flq.exec.desk import Desk, Lost, Stop
 from flq.exec.launcher import Launcher
 from flq.exec.lifeline import Lifeline
+from flq.exec.seat import Seat
 from flq.wire.ids import RunId
 from flq.wire.runs import ProcessSpec
 from flq.wire.status import ProcessKind
@@ -39,6 +42,9 @@ logger = log.get(__name__)
 HEARTBEAT_SECONDS = 5
 """How often Celery Flower hears of the worker."""
 
+RECONNECT_SECONDS = 1.0
+"""How often a broker that is away is looked for."""
+
 SHUTDOWN_SECONDS = 10.0
 """How long Celery may take to shut down. ServerApps have ended long before; without its broker it might never."""
 
@@ -47,14 +53,17 @@ def run(dsn: str, broker: str, *, slots: int, name: str, home: Path, install_dep
     """Serve until a signal ends it; returns the exit code.
 
     `name` tells this SuperExec from others on the same host. `install_deps` allows ServerApps to install what their
-    apps depend on. Raises `DatabaseUnreachable`.
+    apps depend on. Raises `DatabaseUnreachable`, or `LocalError` if one of this name is at work below `home`.
     """
     log.to_stderr()
     _share_log_with_celery()
     warnings.simplefilter("ignore", SecurityWarning)  # of root: jobs are JSON, and run no code that they carry
+    app = create_app(broker)
     spec = _spec(slots)
+    seat = Seat(home, name)
     desk = Desk(dsn, spec)
-    desk.register()
+    desk.register(former=seat.former)
+    seat.sit(spec.process_id)
     lifeline = Lifeline()
     launcher = Launcher(
         dsn=dsn,
@@ -64,9 +73,8 @@ def run(dsn: str, broker: str, *, slots: int, name: str, home: Path, install_dep
         threads=os.cpu_count() or 1,
         install_deps=install_deps,
     )
-    app = create_app(broker)
     jobs.register(app, launcher.launch)
-    with Hooks(launcher, desk, lifeline):
+    with Hooks(launcher, desk, lifeline, seat):
         worker = _worker(app, slots=slots, name=name)
         try:
             worker.start()
@@ -79,16 +87,19 @@ def run(dsn: str, broker: str, *, slots: int, name: str, home: Path, install_dep
 class Hooks:
     """What happens at Celery's signals. A context: connected while it lasts."""
 
-    def __init__(self, launcher: Launcher, desk: Desk, lifeline: Lifeline) -> None:
+    def __init__(self, launcher: Launcher, desk: Desk, lifeline: Lifeline, seat: Seat) -> None:
         self._launcher = launcher
         self._desk = desk
         self._lifeline = lifeline
+        self._seat = seat
+        self._main = os.getpid()
         self._leaving = False
         self._receivers: tuple[tuple[Any, Callable[..., None]], ...] = (
             (signals.setup_logging, self._leave_logging),
             (signals.worker_process_init, self._child_started),
             (signals.worker_ready, self._ready),
             (signals.task_revoked, self._revoked),
+            (signals.task_failure, self._failed),
         )
 
     def __enter__(self) -> None:
@@ -103,6 +114,7 @@ class Hooks:
         """Connected so that Celery leaves the loggers as they are."""
 
     def _child_started(self, **_: object) -> None:
+        self._seat.leave()
         self._launcher.settle()
 
     def _ready(self, **_: object) -> None:
@@ -115,6 +127,10 @@ class Hooks:
         reason = "its job was terminated through Celery" if terminated else "its job was revoked through Celery"
         job = request.kwargs
         self._desk.stop_run(Stop(RunId(job["run_id"]), job["attempt"], reason))
+
+    def _failed(self, exception: BaseException, kwargs: Mapping[str, Any], **_: object) -> None:
+        if isinstance(exception, WorkerLostError) and os.getpid() == self._main:
+            self._desk.release_attempt(Lost(RunId(kwargs["run_id"]), kwargs["attempt"]))
 
     def _cut_lifeline_at(self, signum: signal.Signals) -> None:
         celerys = signal.getsignal(signum)
@@ -151,6 +167,15 @@ class Growing(Autoscaler):  # type: ignore[misc]
         """Keep what there is."""
 
 
+class Reconnecting(Consumer):  # type: ignore[misc]
+    """Looks for a broker that is away once a second. Celery's own one waits longer and longer, up to half a minute."""
+
+    def ensure_connected(self, conn: Any) -> Any:
+        """Return `conn` once it is connected."""
+        conn.ensure_connection = partial(conn.ensure_connection, interval_start=RECONNECT_SECONDS, interval_step=0)
+        return super().ensure_connected(conn)
+
+
 def _worker(app: Celery, *, slots: int, name: str) -> Any:
     return app.Worker(
         hostname=f"{name}@{socket.gethostname()}",
@@ -158,6 +183,7 @@ def _worker(app: Celery, *, slots: int, name: str) -> Any:
         concurrency=slots,
         autoscale=(slots, 1),
         autoscaler_cls=Growing,
+        consumer_cls=Reconnecting,
         heartbeat_interval=HEARTBEAT_SECONDS,
         without_gossip=True,  # several SuperExecs know of each other through PostgreSQL
         without_mingle=True,

@@ -20,6 +20,8 @@ _HEADER: Final = struct.Struct("!5i")  # dimensions, has nulls, element type, le
 _LENGTH: Final = struct.Struct("!i")
 _EMPTY: Final = struct.Struct("!3i")
 _NULL: Final = _LENGTH.pack(-1)
+_BIGINT_CELL: Final = np.dtype([("length", ">i4"), ("value", ">i8")])
+_DOUBLE_CELL: Final = np.dtype([("length", ">i4"), ("value", ">f8")])
 _INT2, _INT8, _FLOAT8, _TEXT, _BYTEA = 21, 20, 701, 25, 17
 
 
@@ -51,12 +53,12 @@ class Byteas(_Array):
 
 def bigints(values: Sequence[int]) -> Bigints:
     """`values` as `bigint[]`."""
-    return Bigints(_fixed(values, _INT8, ">i8"))
+    return Bigints(_fixed(values, _INT8, _BIGINT_CELL))
 
 
 def doubles(values: Sequence[float]) -> Doubles:
     """`values` as `double precision[]`."""
-    return Doubles(_fixed(values, _FLOAT8, ">f8"))
+    return Doubles(_fixed(values, _FLOAT8, _DOUBLE_CELL))
 
 
 def smallints(values: Sequence[int | None]) -> Smallints:
@@ -74,10 +76,10 @@ def byteas(values: Iterable[bytes | None]) -> Byteas:
     return Byteas(_varying(list(values), _BYTEA))
 
 
-def _fixed(values: Sequence[float], element: int, kind: str) -> bytes:
+def _fixed(values: Sequence[float], element: int, kind: np.dtype[np.void]) -> bytes:
     if not values:
         return _EMPTY.pack(0, 0, element)
-    cells = np.empty(len(values), dtype=[("length", ">i4"), ("value", kind)])
+    cells = np.empty(len(values), kind)
     cells["length"] = 8
     cells["value"] = values
     return _HEADER.pack(1, 0, element, len(values), 1) + cells.tobytes()
@@ -86,10 +88,14 @@ def _fixed(values: Sequence[float], element: int, kind: str) -> bytes:
 def _varying(values: Sequence[bytes | None], element: int) -> bytes:
     if not values:
         return _EMPTY.pack(0, 0, element)
-    parts = [_HEADER.pack(1, int(None in values), element, len(values), 1)]
-    for value in values:
-        parts += (_NULL,) if value is None else (_LENGTH.pack(len(value)), value)
-    return b"".join(parts)
+    header = _HEADER.pack(1, int(None in values), element, len(values), 1)
+    if values.count(values[0]) == len(values):  # as most columns of a flush are
+        return header + _cell(values[0]) * len(values)
+    return header + b"".join(map(_cell, values))
+
+
+def _cell(value: bytes | None) -> bytes:
+    return _NULL if value is None else _LENGTH.pack(len(value)) + value
 
 
 class _Binary(Dumper):

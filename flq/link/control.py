@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from flq.errors import DatabaseUnreachable
-from flq.link import artifacts, attempts, events, inspect, logs, nodes, notify, objects, runs, schema
+from flq.link import artifacts, attempts, events, inspect, lineage, logs, nodes, notify, objects, runs, schema
 from flq.link.database import Database
 from flq.wire.ids import RunId
 from flq.wire.runs import (
     ArtifactRow,
     AttemptRow,
+    Cause,
+    Derivation,
     EventRow,
     FeedCursor,
     LogPage,
@@ -34,6 +36,17 @@ class DbControl:
         """See `Control.submit`."""
         return self._row(runs.submit(self._db, submission))
 
+    def derive(self, run: str, derivation: Derivation) -> RunRow:
+        """See `Control.derive`."""
+        return self._row(lineage.derive(self._db, self.resolve(run), derivation))
+
+    def resume(self, run: str, *, actor: str, wall_time_limit: float | None = None) -> RunRow:
+        """See `Control.resume`."""
+        run_id = self.resolve(run)
+        with self._db.transaction() as tx:
+            runs.resume(tx, run_id, actor=actor, wall_time_limit=wall_time_limit)
+        return self._row(run_id)
+
     def runs(self, *, limit: int = 100) -> list[RunRow]:
         """See `Control.runs`."""
         return runs.listing(self._db, limit=limit)
@@ -54,7 +67,7 @@ class DbControl:
         """See `Control.events`."""
         return events.listing(self._db, self.resolve(run))
 
-    def waiting(self, run: str) -> str | None:
+    def waiting(self, run: str) -> list[Cause]:
         """See `Control.waiting`."""
         return runs.waiting(self._db, self.resolve(run))
 

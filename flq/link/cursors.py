@@ -48,17 +48,30 @@ class _Stand:
 
 @dataclass(slots=True)
 class _Node:
-    """What is known of one hosted node. `beyond`: runs above it are found by looking into the index."""
+    """What is known of one hosted node.
+
+    Runs above `beyond` are found by looking into the index; by the next claim also those above `told`, which it has
+    been told of although it has no stand in them.
+    """
 
     clock: float = 0.0
     beyond: int = 0
+    told: int | None = None
     full_at: float | None = None
     runs: dict[RunId, _Stand] = field(default_factory=dict)
+
+    def look_from(self) -> int:
+        """The run above which the next claim looks for others: lower than `beyond` once for what was told."""
+        told, self.told = self.told, None
+        return self.beyond if told is None else min(told, self.beyond)
 
 
 @dataclass(frozen=True, slots=True)
 class Look:
-    """What one claim is told: columns of `wanted` and `known` of the statement `claim`."""
+    """What one claim is told: columns of `wanted` and `known` of the statement `claim`.
+
+    `again` says that the call may be the repetition of one whose answer was lost.
+    """
 
     nodes: Collection[NodeId]
     full: frozenset[NodeId]
@@ -133,12 +146,13 @@ class Cursors:
                 for node_id, node in asked
                 for run_id, stand in node.runs.items()
             ]
+            beyonds = [0 if node_id in full else node.look_from() for node_id, node in asked]
             return Look(
                 nodes=nodes,
                 full=full,
                 again=again,
                 clocks=[node.clock for _, node in asked],
-                beyonds=[0 if node_id in full else node.beyond for node_id, node in asked],
+                beyonds=beyonds,
                 known_nodes=[node_id for node_id, *_ in known],
                 known_runs=[run_id for _, run_id, *_ in known],
                 known_after=[after for *_, after, _ in known],
@@ -183,7 +197,7 @@ class Cursors:
                 if stand is not None:
                     stand.after = min(stand.after, after)
                 elif run_id <= node.beyond:
-                    node.runs[run_id] = _Stand(after, node.clock)
+                    node.told = run_id - 1 if node.told is None else min(node.told, run_id - 1)
 
 
 def columns(look: Look, epochs: Mapping[NodeId, int]) -> dict[str, object]:
@@ -197,5 +211,4 @@ def columns(look: Look, epochs: Mapping[NodeId, int]) -> dict[str, object]:
         "known_runs": bigints(look.known_runs),
         "known_after": bigints(look.known_after),
         "known_tags": doubles(look.known_tags),
-        "again": look.again,
     }

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import select
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, Final, Self
 
@@ -30,6 +30,10 @@ LIMITS: Final = {"statement_timeout": "60s", "lock_timeout": "10s", "idle_in_tra
 PLANNING: Final = {"jit": "off", "plan_cache_mode": "force_generic_plan"}
 """Prepared statements are planned once: every hot one goes by primary key whatever its arguments are."""
 
+BY_KEY: Final = {"enable_seqscan": "off", "enable_bitmapscan": "off"}
+"""For the doors of apps and nodes: a statement planned once, while tables are small, would go on reading them whole, or
+all open tasks of a node where a few in order are wanted."""
+
 _LIMIT: Final = sql.SQL("; ").join(
     sql.SQL("SET LOCAL {} = {}").format(sql.Identifier(name), sql.Literal(value))
     for name, value in {**LIMITS, "jit": "off"}.items()
@@ -42,12 +46,15 @@ CONNECT_SECONDS = 10
 POOL_SIZE = 6
 
 
-def connect(dsn: str, *, application: str) -> Tx:
-    """Open a connection of one's own in autocommit mode. Raises `DatabaseUnreachable`."""
+def connect(dsn: str, *, application: str, by_key: bool = False) -> Tx:
+    """Open a connection of one's own in autocommit mode. Raises `DatabaseUnreachable`.
+
+    With `by_key` its prepared statements never read a whole table if there is an index.
+    """
     with connecting():
         if _POOLED.get(dsn):
             return _connect_pooled(dsn, application)
-        return _connect_directly(dsn, application)
+        return _connect_directly(dsn, application, {**PLANNING, **(BY_KEY if by_key else {})})
 
 
 @contextmanager
@@ -114,8 +121,9 @@ class Database:
     show as ten seconds of silence. Here the caller connects, and hears at once what is wrong.
     """
 
-    def __init__(self, dsn: str, *, application: str, size: int = POOL_SIZE) -> None:
+    def __init__(self, dsn: str, *, application: str, size: int = POOL_SIZE, by_key: bool = False) -> None:
         self.dsn = dsn
+        self._by_key = by_key
         self._application = application
         self._idle: list[Tx] = []
         self._room = threading.BoundedSemaphore(size)
@@ -140,7 +148,7 @@ class Database:
 
     def open_connection(self) -> Tx:
         """A connection outside of the pool: for heartbeats and for listening."""
-        return connect(self.dsn, application=self._application)
+        return connect(self.dsn, application=self._application, by_key=self._by_key)
 
     def close(self) -> None:
         """Close every connection that is not in use; those that are close when they are given back."""
@@ -170,8 +178,8 @@ class Database:
             self._idle.append(taken)
 
 
-def _connect_directly(dsn: str, application: str) -> Tx:
-    options = " ".join(f"-c {name}={value}" for name, value in {**LIMITS, **PLANNING}.items())
+def _connect_directly(dsn: str, application: str, planning: Mapping[str, str]) -> Tx:
+    options = " ".join(f"-c {name}={value}" for name, value in {**LIMITS, **planning}.items())
     try:
         connection: Tx = psycopg.connect(dsn, autocommit=True, **_session(dsn, application, options=options))
     except psycopg.OperationalError as exc:

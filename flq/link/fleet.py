@@ -6,10 +6,10 @@ import threading
 from collections.abc import Collection, Iterable, Mapping, Sequence
 
 from flq.errors import LinkError, NodeUnknown
-from flq.link import bundles, logs, nodes, notify, objects, processes, results, runs, schema, tasks
+from flq.link import bundles, events, logs, nodes, notify, objects, processes, results, runs, schema, states, tasks
 from flq.link.cursors import Cursors
 from flq.link.database import Database
-from flq.wire.fleet import Claimed, HostedNode, NodeSpec, Renewed, Reply, TaskKey, Wake
+from flq.wire.fleet import Claimed, HostedNode, NodeSpec, Renewed, Reply, StateBase, StateVersion, TaskKey, Wake
 from flq.wire.ids import NodeId, ObjectHash, RunId, TaskId
 from flq.wire.runs import LogLine, ProcessSpec, RunInfo
 from flq.wire.status import Verdict
@@ -22,8 +22,8 @@ class DbFleet:
 
     def __init__(self, dsn: str) -> None:
         schema.check(dsn)
-        self._db = Database(dsn, application="flq supernode", size=10)
-        self._beats = Database(dsn, application="flq supernode heartbeat", size=2)
+        self._db = Database(dsn, application="flq supernode", size=10, by_key=True)
+        self._beats = Database(dsn, application="flq supernode heartbeat", size=2, by_key=True)
         self._listener: notify.Listener | None = None
         self._process: ProcessSpec | None = None
         self._epochs: Mapping[NodeId, int] = {}
@@ -77,6 +77,16 @@ class DbFleet:
         """See `Fleet.submit`."""
         return results.submit(self._db, replies)
 
+    def state_bases(self, keys: Sequence[TaskKey]) -> dict[TaskId, StateBase]:
+        """See `Fleet.state_bases`."""
+        self._epochs_of({key.node_id for key in keys})
+        return states.bases(self._db, keys)
+
+    def unneeded_states(self, versions: Collection[StateVersion]) -> frozenset[StateVersion]:
+        """See `Fleet.unneeded_states`."""
+        self._epochs_of({version.node_id for version in versions})
+        return states.unneeded(self._db, versions)
+
     def wait(self, seconds: float) -> Wake:
         """See `Fleet.wait`."""
         if self._listener is None:
@@ -106,6 +116,10 @@ class DbFleet:
         ended = runs.ended(self._db, runs_)
         self._cursors.forget(ended)
         return ended
+
+    def confirm_ended(self, pairs: Collection[tuple[RunId, NodeId]]) -> None:
+        """See `Fleet.confirm_ended`."""
+        events.confirm_stopped(self._db, pairs, process_id=self._connected().process_id)
 
     def append_logs(self, lines: Sequence[tuple[RunId, LogLine]]) -> None:
         """See `Fleet.append_logs`."""

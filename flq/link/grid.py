@@ -10,13 +10,14 @@ from typing import Concatenate, ParamSpec, TypeVar
 
 from flq import log
 from flq.errors import AttemptFenced, DatabaseUnreachable, QuotaExceeded
-from flq.link import artifacts, bundles, checkpoints, nodes, notify, objects, runs, tasks
+from flq.link import artifacts, bundles, checkpoints, events, nodes, notify, objects, runs, steps, tasks
 from flq.link import results as replies
 from flq.link.batches import push as push_batch
+from flq.link.batches import reissue as reissue_tasks
 from flq.link.database import Database
 from flq.link.metrics import record_in as record_metrics
-from flq.wire.grid import Checkpoint, GridNode, Push, Pushed, Result, ResultKey, ResultPage
-from flq.wire.ids import BatchId, NodeId, ObjectHash, RunId
+from flq.wire.grid import Checkpoint, GridNode, Push, Pushed, Result, ResultKey, ResultPage, Step
+from flq.wire.ids import BatchId, NodeId, ObjectHash, RunId, TaskId
 from flq.wire.runs import FeedCursor, RunInfo
 
 _JITTER = Random()  # noqa: S311 - spreads the load. The global generator is the app's: its draws must not shift
@@ -64,7 +65,7 @@ class DbGrid:
 
     def __init__(self, dsn: str, *, run_id: RunId, token: int, attempt: int) -> None:
         self.attempt = attempt
-        self._db = Database(dsn, application=f"flq serverapp {run_id}")
+        self._db = Database(dsn, application=f"flq serverapp {run_id}", by_key=True)
         self._run_id = run_id
         self._token = token
         self._listener = self._listen()
@@ -85,10 +86,15 @@ class DbGrid:
         return bundles.read(self._db, bundle)
 
     @_patient
-    def begin(self) -> None:
-        """Starting → running: the app's `main` is entered now. Raises `AttemptFenced`."""
+    def begin(self, threads: Mapping[str, str] | None = None) -> None:
+        """Starting → running: the app's `main` is entered now. Raises `AttemptFenced`.
+
+        `threads` says how many the libraries of linear algebra use, by variable; it stands in the run's history.
+        """
         with self._db.transaction() as tx:
-            begun = runs.begin(tx, self._run_id, self._token) or runs.lock(tx, self._run_id).token == self._token
+            begun = (
+                runs.begin(tx, self._run_id, self._token, threads) or runs.lock(tx, self._run_id).token == self._token
+            )
         if not begun:
             raise AttemptFenced
 
@@ -108,12 +114,37 @@ class DbGrid:
                     raise
                 if not told:
                     logger.warning("%s; the push waits for open tasks to end", exc)
+                    self._note_quota(exc)
                 told = True
                 time.sleep(ROOM_SECONDS * _JITTER.uniform(0.5, 1.0))
 
     @_patient
+    def _note_quota(self, exc: QuotaExceeded) -> None:
+        """Whoever asks what the run waits for is told."""
+        with self._db.transaction() as tx:
+            checkpoints.hold_attempt(tx, self._run_id, self._token)
+            events.record(tx, self._run_id, "over quota", actor="serverapp", reason=exc.message)
+
+    @_patient
     def _push(self, push: Push) -> Pushed:
         return push_batch(self._db, run_id=self._run_id, token=self._token, push=push)
+
+    @_patient
+    def steps(self) -> list[Step]:
+        """See `Grid.steps`."""
+        return steps.recorded(self._db, self._run_id)
+
+    @_patient
+    def node_list(self, node_list: bytes) -> tuple[GridNode, ...]:
+        """See `Grid.node_list`."""
+        return steps.node_list(self._db, self._run_id, node_list)
+
+    @_patient
+    def reissue(self, batch_id: BatchId, task_ids: Sequence[TaskId], ttl: float) -> int:
+        """See `Grid.reissue`."""
+        return reissue_tasks(
+            self._db, run_id=self._run_id, token=self._token, batch_id=batch_id, task_ids=task_ids, ttl=ttl
+        )
 
     @_patient
     def arrived(self, batches: Sequence[BatchId], cursor: FeedCursor) -> ResultPage:

@@ -15,6 +15,7 @@ import psycopg
 
 from flq import log
 from flq.errors import DatabaseUnreachable, LinkError
+from flq.failpoints import reach
 from flq.link import attempts, collection, tasks
 from flq.link.database import Database, Tx
 from flq.link.sql import load
@@ -65,7 +66,7 @@ def _processes(tx: Tx) -> int:
 
 SWEEPS: Final = (
     Sweep("overdue", tasks.expire_overdue),
-    Sweep("exhausted", tasks.end_exhausted),
+    Sweep("exhausted", tasks.ExhaustedSweep()),
     Sweep("partitions", _partitions, every=PARTITIONS_EVERY_SECONDS),
     Sweep("payloads", _released, every=60.0),
     Sweep("objects", _collected, every=10.0),
@@ -73,7 +74,11 @@ SWEEPS: Final = (
     Sweep("processes", _processes, every=3600.0),
 )
 """Tasks past their deadline or their last attempt; partitions; payloads of completed runs; objects, uploads and process
-instances that nobody needs any more. The attempts of SuperExecs that are gone are swept beside these."""
+instances that nobody needs any more."""
+
+RUN_SWEEPS: Final = ("attempts", "wall_time")
+"""The attempts of SuperExecs that are gone, and then runs past their wall-time limit. Not one transaction each: every
+run is locked by itself."""
 
 
 def sweep(db: Database) -> None:
@@ -84,7 +89,8 @@ def sweep(db: Database) -> None:
         age, busy = last.get(found.name, (found.every, False))
         if busy or age >= found.every:
             run(db, found)
-    _release_abandoned(db)
+    for name, step in zip(RUN_SWEEPS, (attempts.release_abandoned, attempts.end_overlong), strict=True):
+        _sweep_runs(db, name, step)
 
 
 def run(db: Database, found: Sweep) -> int | None:
@@ -96,6 +102,7 @@ def run(db: Database, found: Sweep) -> int | None:
                 return None
             tx.execute(SQL["sweep_timeouts"])
             done = found.step(tx)
+            reach("superlink.mid-sweep")
             _record(tx, found, time.monotonic() - started, done)
     except DatabaseUnreachable:
         raise
@@ -115,20 +122,19 @@ def make_partitions(db: Database) -> list[str]:
         return [name for (name,) in tx.execute(SQL["make_partitions"])]
 
 
-def _release_abandoned(db: Database) -> None:
-    """Not one transaction: each attempt's run is locked by itself."""
+def _sweep_runs(db: Database, name: str, step: Callable[[Database], int]) -> None:
     started = time.monotonic()
     try:
-        released = attempts.release_abandoned(db)
+        done = step(db)
     except DatabaseUnreachable:
         raise
     except (LinkError, psycopg.Error) as exc:
-        _record_failure(db, "attempts", time.monotonic() - started, exc)
+        _record_failure(db, name, time.monotonic() - started, exc)
         return
-    if released:
-        logger.warning("released %d attempts whose SuperExec is gone", released)
+    if done:
+        logger.warning("sweep %s: %d", name, done)
     with db.transaction() as tx:
-        _record(tx, Sweep("attempts", lambda _: 0), time.monotonic() - started, released)
+        _record(tx, Sweep(name, lambda _: 0), time.monotonic() - started, done)
 
 
 def _record(tx: Tx, found: Sweep, seconds: float, done: int) -> None:

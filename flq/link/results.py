@@ -9,7 +9,7 @@ from typing import Any, Final
 import psycopg
 
 from flq.errors import LinkError
-from flq.link import metrics, objects
+from flq.link import metrics, objects, states
 from flq.link.arrays import bigints, byteas, doubles, smallints, texts
 from flq.link.database import Database, Tx
 from flq.link.sql import load
@@ -21,6 +21,8 @@ from flq.wire.runs import FeedCursor
 from flq.wire.status import ResultStatus, Verdict
 
 SQL: Final = load("results")
+
+_STATUS: Final = {status.value: status for status in ResultStatus}  # an enum's constructor is slower for each row
 
 
 def submit(db: Database, replies: Sequence[Reply]) -> dict[TaskId, Verdict]:
@@ -44,12 +46,13 @@ def submit(db: Database, replies: Sequence[Reply]) -> dict[TaskId, Verdict]:
 
 def arrived(db: Database, batches: Sequence[BatchId], cursor: FeedCursor) -> ResultPage:
     """The keys of results that have come in since `cursor`, each exactly once. See `FeedCursor`."""
-    with db.connection() as connection:
-        rows = connection.execute(SQL["arrived"], {"batch_ids": list(batches), "xmin": cursor.xmin}).fetchall()
+    values = {"batch_ids": bigints(batches), "xmin": cursor.xmin}
+    with db.connection() as connection, connection.cursor(binary=True) as reading:
+        rows = reading.execute(SQL["arrived"], values, prepare=True).fetchall()
     xmin = int(rows[0][0])
     found = [row for row in rows if row[1] is not None]
     keys = tuple(
-        ResultKey(BatchId(batch_id), TaskId(task_id), NodeId(node_id), ResultStatus(status))
+        ResultKey(BatchId(batch_id), TaskId(task_id), NodeId(node_id), _STATUS[status])
         for _, batch_id, task_id, node_id, status, xid in found
         if (xid, task_id) not in cursor.seen
     )
@@ -68,12 +71,16 @@ def read(db: Database, keys: Sequence[ResultKey]) -> list[Result]:
 
 def _flush(db: Database, replies: Sequence[Reply]) -> set[TaskId]:
     named = frozenset[Any]().union(*(reply.objects for reply in replies))
-    if not named:
+    left = [reply.key for reply in replies if reply.state]
+    if not named and not left:
         with db.connection() as connection:
             return _statement(connection, replies)
     with db.transaction() as tx:
-        objects.hold(tx, named)
-        return _statement(tx, replies)
+        if named:
+            objects.hold(tx, named)
+        accepted = _statement(tx, replies)
+        states.record(tx, [key for key in left if key.task_id in accepted])
+        return accepted
 
 
 def _statement(tx: Tx, replies: Sequence[Reply]) -> set[TaskId]:
@@ -127,7 +134,7 @@ def _result(row: tuple[Any, ...]) -> Result:
         batch_id=BatchId(batch_id),
         task_id=TaskId(task_id),
         node_id=NodeId(node_id),
-        status=ResultStatus(status),
+        status=_STATUS[status],
         error_code=error_code,
         error_text=error_text,
         manifest=b"" if manifest is None else bytes(manifest),

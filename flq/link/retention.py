@@ -98,7 +98,8 @@ def prune(db: Database, scope: Scope) -> Freed:
 
 def _chosen(tx: Tx, scope: Scope) -> list[RunId]:
     named = list(scope.runs)
-    unfinished = [name for (name,) in tx.execute(SQL["unfinished"], {"run_ids": named}).fetchall()]
+    values: dict[str, object] = {"run_ids": named, "history": scope.history}
+    unfinished = [name for (name,) in tx.execute(SQL["unfinished"], values).fetchall()]
     if unfinished:
         raise IllegalTransition(f"not finished: {', '.join(unfinished)}", hint="`flq stop` ends a run")
     if scope.age is None:

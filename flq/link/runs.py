@@ -7,9 +7,8 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping
 from datetime import timedelta
-from itertools import chain
 from typing import Any, Final, NamedTuple
 
 from psycopg.types.json import Jsonb
@@ -19,7 +18,7 @@ from flq.link import bundles, events, metrics, names, notify, tasks
 from flq.link.database import Database, Tx
 from flq.link.sql import load
 from flq.wire.ids import ObjectHash, RunId
-from flq.wire.runs import RoundRow, RunInfo, RunRow, Submission
+from flq.wire.runs import Cause, RoundRow, RunInfo, RunRow, Submission
 from flq.wire.status import Outcome, RunStatus
 
 SQL: Final = load("runs")
@@ -42,10 +41,7 @@ def submit(db: Database, submission: Submission) -> RunId:
 
     Raises `UsageError` if the name that was asked for is taken or no name.
     """
-    if submission.name is not None and not NAME.fullmatch(submission.name):
-        raise UsageError(
-            f"{submission.name!r} cannot be a run's name", hint="1 to 63 lower-case letters, digits and dashes"
-        )
+    check_name(submission.name)
     with db.transaction() as tx:
         bundle_hash = bundles.store(tx, submission.bundle)
         run_id, fresh = _insert(tx, submission, bundle_hash)
@@ -76,18 +72,22 @@ def lock(tx: Tx, run_id: RunId) -> Locked:
     return Locked(RunStatus(status), attempt, token, stop_requested)
 
 
-def begin(tx: Tx, run_id: RunId, token: int) -> bool:
-    """Starting → running; false if the token is not the current attempt's."""
+def begin(tx: Tx, run_id: RunId, token: int, threads: Mapping[str, str] | None = None) -> bool:
+    """Starting → running; false if the token is not the current attempt's. `threads` stand in the history."""
     if tx.execute(SQL["begin_run"], {"run_id": run_id, "token": token}).rowcount == 0:
         return False
-    events.record(tx, run_id, "running", actor="serverapp")
+    events.record(tx, run_id, "running", actor="serverapp", details={"threads": dict(threads)} if threads else None)
     notify.tell(tx, notify.RUNS, str(run_id))
     return True
 
 
-def requeue(tx: Tx, run_id: RunId, *, actor: str, reason: str) -> None:
-    """Starting | running → pending. Its open tasks stay: the next attempt repeats its pushes and finds them."""
-    _changed(tx.execute(SQL["requeue_run"], {"run_id": run_id}).rowcount, run_id, RunStatus.PENDING)
+def requeue(tx: Tx, run_id: RunId, *, actor: str, reason: str, delay: float = 0.0, excused: bool = False) -> None:
+    """Starting | running → pending. Its open tasks stay: the next attempt repeats its pushes and finds them.
+
+    The next attempt begins in `delay` seconds. With `excused` the attempts so far do not count towards their cap.
+    """
+    values = {"run_id": run_id, "delay": delay, "excused": excused}
+    _changed(tx.execute(SQL["requeue_run"], values).rowcount, run_id, RunStatus.PENDING)
     events.record(tx, run_id, "requeued", actor=actor, reason=reason)
     notify.tell(tx, notify.RUNS, str(run_id))
 
@@ -100,6 +100,42 @@ def finish(tx: Tx, run_id: RunId, outcome: Outcome, *, actor: str, reason: str |
         tx, run_id, reason=f"the run has {outcome}" if outcome != Outcome.STOPPED else "the run was stopped"
     )
     events.record(tx, run_id, outcome, actor=actor, reason=reason)
+    notify.tell(tx, notify.RUNS, str(run_id))
+
+
+def resume(tx: Tx, run_id: RunId, *, actor: str, wall_time_limit: float | None = None) -> None:
+    """Finished → pending, for a run that has failed or was stopped: it goes on behind its last commit.
+
+    `wall_time_limit` in seconds is its new limit, over all of its attempts; None leaves it as it is. Raises
+    `RunUnknown`, or `IllegalTransition` with the way out.
+    """
+    row = tx.execute(SQL["resumable_run"], {"run_id": run_id}).fetchone()
+    if row is None:
+        raise RunUnknown(f"there is no run {run_id}")
+    name, status, outcome, reason, is_pruned, limit, used = row
+    limit = wall_time_limit or limit
+    if status != RunStatus.FINISHED:
+        raise IllegalTransition(
+            f"{name} is {status}: only a run that has failed or was stopped can be resumed",
+            hint=f"flq explain {name} says what it waits for",
+        )
+    if outcome == Outcome.COMPLETED:
+        raise IllegalTransition(
+            f"{name} has completed: there is nothing to resume",
+            hint=f"flq rerun {name} runs it again; flq fork {name} --from-round N goes on from a round",
+        )
+    if is_pruned:
+        raise IllegalTransition(
+            f"{name} cannot be resumed: what it would go on from was pruned", hint=f"flq rerun {name} runs it again"
+        )
+    if limit is not None and limit <= used:
+        raise IllegalTransition(
+            f"{name} has worked for {used:.0f} s and may work for {limit:g} s",
+            hint=f"give it more: flq resume {name} --wall-time-limit S",
+        )
+    values = {"run_id": run_id, "wall_time_limit": _span(wall_time_limit)}
+    _changed(tx.execute(SQL["resume_run"], values).rowcount, run_id, RunStatus.PENDING)
+    events.record(tx, run_id, "resumed", actor=actor, reason=f"it had {outcome}: {reason}")
     notify.tell(tx, notify.RUNS, str(run_id))
 
 
@@ -161,30 +197,47 @@ def rounds(db: Database, run_id: RunId) -> list[RoundRow]:
     return [RoundRow(**dict(zip(fields, facts, strict=True)), metrics=metrics.numbers(found)) for *facts, found in rows]
 
 
-def waiting(db: Database, run_id: RunId) -> str | None:
-    """What keeps a run from going on, in one sentence; None if it has finished."""
+def waiting(db: Database, run_id: RunId) -> list[Cause]:
+    """What keeps a run from going on, what weighs most first; nothing if it has finished."""
     with db.connection() as connection:
-        row = connection.execute(SQL["why_waiting"], {"run_id": run_id}).fetchone()
-    return None if row is None else str(row[0])
+        rows = connection.execute(SQL["why_waiting"], {"run_id": run_id}).fetchall()
+    return [Cause(cause, reason) for cause, reason in rows]
 
 
-def _insert(tx: Tx, submission: Submission, bundle_hash: ObjectHash) -> tuple[RunId, bool]:
-    key = {"owner": submission.owner, "idempotency_key": submission.idempotency_key}
-    tries: Iterator[str] = chain([submission.name], []) if submission.name else names.candidates()
-    for name in tries:
-        row = tx.execute(SQL["insert_run"], _columns(submission, bundle_hash, name)).fetchone()
+def check_name(name: str | None) -> None:
+    """Raise `UsageError` if a name that was asked for is none."""
+    if name is not None and not NAME.fullmatch(name):
+        raise UsageError(f"{name!r} cannot be a run's name", hint="1 to 63 lower-case letters, digits and dashes")
+
+
+def insert_named(
+    tx: Tx, name: str | None, key: Mapping[str, str], insert: Callable[[str], tuple[Any, ...] | None]
+) -> tuple[RunId, bool]:
+    """Make a run by `insert`, under `name` or a memorable one, and say whether it is new.
+
+    `insert` answers None if the name is taken, or if the owner has submitted this key before; then that run is found.
+    Raises `UsageError` if `name` is taken.
+    """
+    tries: Iterator[str] = iter([name]) if name else names.candidates()
+    for tried in tries:
+        row = insert(tried)
         if row is not None:
             return RunId(row[0]), True
         row = tx.execute(SQL["submitted_run"], key).fetchone()
         if row is not None:
             return RunId(row[0]), False
-    raise UsageError(
-        f"the name {submission.name!r} is taken", hint="`flq ls` lists the runs; leave --name out for a new one"
-    )
+    raise UsageError(f"the name {name!r} is taken", hint="`flq ls` lists the runs; leave --name out for a new one")
+
+
+def _insert(tx: Tx, submission: Submission, bundle_hash: ObjectHash) -> tuple[RunId, bool]:
+    def insert(name: str) -> tuple[Any, ...] | None:
+        return tx.execute(SQL["insert_run"], _columns(submission, bundle_hash, name)).fetchone()
+
+    key = {"owner": submission.owner, "idempotency_key": submission.idempotency_key}
+    return insert_named(tx, submission.name, key, insert)
 
 
 def _columns(submission: Submission, bundle_hash: ObjectHash, name: str) -> dict[str, Any]:
-    limit = submission.wall_time_limit
     return {
         "name": name,
         "app": submission.app,
@@ -197,8 +250,14 @@ def _columns(submission: Submission, bundle_hash: ObjectHash, name: str) -> dict
         "min_nodes": submission.min_nodes,
         "priority": submission.priority,
         "weight": submission.weight,
-        "wall_time_limit": None if limit is None else timedelta(seconds=limit),
+        "wall_time_limit": _span(submission.wall_time_limit),
+        "keep_replies": submission.keep_replies,
+        "keep_checkpoints": submission.keep_checkpoints,
     }
+
+
+def _span(seconds: float | None) -> timedelta | None:
+    return None if seconds is None else timedelta(seconds=seconds)
 
 
 def _changed(rows: int, run_id: RunId, to: RunStatus) -> None:
@@ -210,6 +269,7 @@ def _run_row(row: tuple[Any, ...]) -> RunRow:
     (
         run_id, name, app, owner, status, outcome, reason, attempt, rounds_planned, rounds_done, tasks_open, results_ok,
         results_error, stop_requested, config, select, bundle, created_at, started_at, running_at, finished_at,
+        forked_from, forked_from_round, rerun_of, wall_time_limit, active_time,
     ) = row  # fmt: skip
     return RunRow(
         run_id=RunId(run_id),
@@ -233,4 +293,9 @@ def _run_row(row: tuple[Any, ...]) -> RunRow:
         started_at=started_at,
         running_at=running_at,
         finished_at=finished_at,
+        forked_from=forked_from,
+        forked_from_round=forked_from_round,
+        rerun_of=rerun_of,
+        wall_time_limit=wall_time_limit,
+        active_time=active_time,
     )

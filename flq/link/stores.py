@@ -10,6 +10,8 @@ import hashlib
 import os
 import secrets
 import struct
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
 from typing import Final, Protocol
@@ -38,6 +40,9 @@ DRAFTS = "drafts"
 """The folder of files that are being written. On the same file system, so that a rename puts them in their place."""
 
 _PIECE = 1 << 20
+
+_HASHED_AT_ONCE = 4 * CHUNK_BYTES
+"""Up to this size an object is hashed by the thread that reads it: another one costs more than it saves."""
 
 _COPY_HEADER = 19
 """Bytes before the first row of a binary COPY: signature, flags, and the length of an extension that is not there."""
@@ -124,22 +129,35 @@ class ChunkStore:
                 insert(connection, object_hash, content, wanted[start : start + COMMIT_CHUNKS])
 
     def read(self, tx: Tx, object_hash: ObjectHash, into: memoryview) -> bytes:
-        """See `ObjectStore.read`. A row is a message of the protocol: its bytes are copied once, into their place."""
+        """See `ObjectStore.read`. Another thread hashes: the server would have to wait for a reader who does both."""
         digest = hashlib.sha256()
+        with ThreadPoolExecutor(1, "flq-hash") as hasher:
+
+            def alongside(part: memoryview) -> None:
+                hasher.submit(digest.update, part)
+
+            at_once = len(into) <= _HASHED_AT_ONCE
+            self._receive(tx, object_hash, into, digest.update if at_once else alongside)
+        return digest.digest()
+
+    def _receive(
+        self, tx: Tx, object_hash: ObjectHash, into: memoryview, arrived: Callable[[memoryview], object]
+    ) -> None:
+        """Fill `into`. A row is a message of the protocol: its bytes are copied once, into their place."""
         place = 0
         with tx.cursor() as cursor, cursor.copy(SQL["read_chunks"], {"object_hash": object_hash}) as copy:
             for message in copy:
                 chunk = _only_field(memoryview(message), first=place == 0)
                 if chunk is None:
                     continue  # the end; what follows it says that there is no more
-                if place + len(chunk) > len(into):
+                end = place + len(chunk)
+                if end > len(into):
                     raise ObjectCorrupt(f"object {object_hash.hex()[:12]} has more bytes than it should")
-                into[place : place + len(chunk)] = chunk
-                digest.update(chunk)
-                place += len(chunk)
+                into[place:end] = chunk
+                arrived(into[place:end])
+                place = end
         if place != len(into):
             raise ObjectCorrupt(f"object {object_hash.hex()[:12]} has {place} of {len(into)} bytes")
-        return digest.digest()
 
     def present(self, object_hash: ObjectHash) -> bool:  # noqa: ARG002 - the row is written with the chunks
         """See `ObjectStore.present`."""

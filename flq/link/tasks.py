@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Collection, Mapping, Sequence
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 from flq.link.arrays import Bigints, bigints
 from flq.link.cursors import Cursors, Dealt
@@ -23,33 +23,47 @@ MAX_ATTEMPTS = 10
 SWEEP_ROWS = 1000
 """How many tasks one sweep ends at most."""
 
+LOOK_ROWS = 50_000
+"""How many open tasks one sweep for exhausted ones looks at: some 20 ms of work."""
+
 MESSAGE_UNAVAILABLE = 3
 CLIENT_APP_CRASHED = 8
 
 Row = tuple[Any, ...]
 
 
+class Sent(NamedTuple):
+    """What a process has read of a batch: its branch, and its message if all nodes get the same."""
+
+    branch: int
+    manifest: bytes | None
+
+
+KEPT_BATCHES = 64
+"""So many broadcasts are kept at most: those whose tasks are just being claimed."""
+
+
 class Manifests:
-    """The broadcast messages that a process has read, by batch, the longest unused dropped: one read for all nodes."""
+    """The broadcast messages that a process has read, by batch, the oldest dropped: one read for all nodes."""
 
     def __init__(self, limit_bytes: int = 64 << 20) -> None:
         self._limit = limit_bytes
         self._bytes = 0
-        self._known: OrderedDict[BatchId, bytes | None] = OrderedDict()
+        self._known: OrderedDict[BatchId, Sent] = OrderedDict()
 
-    def of(self, tx: Tx, rows: Sequence[Row]) -> dict[int, bytes]:
-        """The manifest of each claimed task, by task id."""
+    def of(self, tx: Tx, rows: Sequence[Row]) -> dict[int, tuple[int, bytes]]:
+        """The branch and the manifest of each claimed task, by task id."""
         batches = {BatchId(row[3]) for row in rows}
         unknown = sorted(batches - self._known.keys())
-        found: dict[BatchId, bytes | None] = {batch: self._known[batch] for batch in batches & self._known.keys()}
+        found: dict[BatchId, Sent] = {batch: self._known[batch] for batch in batches & self._known.keys()}
         if unknown:
             with tx.cursor(binary=True) as cursor:
-                for batch_id, manifest in cursor.execute(SQL["broadcast_manifests"], {"batch_ids": unknown}):
-                    found[batch_id] = None if manifest is None else bytes(manifest)
+                for batch_id, branch, manifest in cursor.execute(SQL["broadcast_manifests"], {"batch_ids": unknown}):
+                    found[batch_id] = Sent(branch, None if manifest is None else bytes(manifest))
             for batch_id in unknown:
                 self._keep(batch_id, found[batch_id])
-        own = self._own(tx, [row for row in rows if found[row[3]] is None])
-        return {row[2]: own[row[2]] if found[row[3]] is None else found[row[3]] or b"" for row in rows}
+        own = self._own(tx, [row for row in rows if found[row[3]].manifest is None])
+        return {row[2]: (found[row[3]].branch, own.get(row[2], found[row[3]].manifest or b"")) for row in rows}
 
     def _own(self, tx: Tx, rows: Sequence[Row]) -> dict[int, bytes]:
         if not rows:
@@ -59,12 +73,12 @@ class Manifests:
             found = cursor.execute(SQL["own_manifests"], values).fetchall()
         return {task_id: bytes(manifest) for task_id, manifest in found}
 
-    def _keep(self, batch_id: BatchId, manifest: bytes | None) -> None:
-        self._known[batch_id] = manifest
-        self._bytes += len(manifest or b"")
-        while self._bytes > self._limit and len(self._known) > 1:
+    def _keep(self, batch_id: BatchId, sent: Sent) -> None:
+        self._known[batch_id] = sent
+        self._bytes += len(sent.manifest or b"")
+        while len(self._known) > 1 and (self._bytes > self._limit or len(self._known) > KEPT_BATCHES):
             _, dropped = self._known.popitem(last=False)
-            self._bytes -= len(dropped or b"")
+            self._bytes -= len(dropped.manifest or b"")
 
 
 def claim(
@@ -92,7 +106,9 @@ def claim(
     try:
         with db.connection() as connection:
             with connection.cursor(binary=True) as cursor:
-                rows = cursor.execute(SQL["claim"], values, prepare=True).fetchall()
+                rows = cursor.execute(SQL["claim_again"], values).fetchall() if look.again else []
+                if not rows:
+                    rows = cursor.execute(SQL["claim"], values, prepare=True).fetchall()
             taken = [row for row in rows if row[2] is not None]
             messages = manifests.of(connection, taken) if taken else {}
     except Exception:
@@ -102,7 +118,7 @@ def claim(
     cursors.brought(Dealt(row[0], row[1], row[2], row[9], row[10]) for row in taken)
     superseded = frozenset(NodeId(row[0]) for row in rows if row[1] is None)
     leases = sorted(
-        (_lease(row, token, messages[row[2]]) for row in taken), key=lambda x: (x.key.node_id, x.key.task_id)
+        (_lease(row, token, *messages[row[2]]) for row in taken), key=lambda x: (x.key.node_id, x.key.task_id)
     )
     return Claimed(tuple(leases), superseded)
 
@@ -140,11 +156,30 @@ def expire_overdue(tx: Tx) -> int:
     return _end(tx, rows, ResultStatus.EXPIRED, MESSAGE_UNAVAILABLE, "its deadline passed")
 
 
-def end_exhausted(tx: Tx) -> int:
-    """End the tasks that have been tried too often; returns how many."""
-    rows = tx.execute(SQL["exhausted_tasks"], {"limit": SWEEP_ROWS, "max_attempts": MAX_ATTEMPTS}).fetchall()
-    reason = f"attempts_exhausted: {MAX_ATTEMPTS} attempts have ended without a result"
-    return _end(tx, rows, ResultStatus.ERROR, CLIENT_APP_CRASHED, reason)
+class ExhaustedSweep:
+    """Ends the tasks that have been tried too often. A call looks at some of the open tasks, the next one goes on."""
+
+    def __init__(self, look: int = LOOK_ROWS) -> None:
+        self._look = look
+        self._after: Row = (0, 0, 0)
+
+    def __call__(self, tx: Tx) -> int:
+        """Returns how many were ended."""
+        after_node, after_run, after_task = self._after
+        values = {
+            "after_node": after_node,
+            "after_run": after_run,
+            "after_task": after_task,
+            "look": self._look,
+            "limit": SWEEP_ROWS,
+            "max_attempts": MAX_ATTEMPTS,
+        }
+        rows = tx.execute(SQL["exhausted_tasks"], values).fetchall()
+        exhausted = [tuple(key) for *key, is_exhausted in rows if is_exhausted]
+        if len(exhausted) < SWEEP_ROWS:  # else there may be more of them before the last one
+            self._after = next((tuple(key) for *key, is_exhausted in rows if not is_exhausted), (0, 0, 0))
+        reason = f"attempts_exhausted: {MAX_ATTEMPTS} attempts have ended without a result"
+        return _end(tx, exhausted, ResultStatus.ERROR, CLIENT_APP_CRASHED, reason)
 
 
 def columns(keys: Sequence[TaskKey]) -> dict[str, Bigints]:
@@ -179,11 +214,18 @@ def _superseded(tx: Tx, epochs: Mapping[NodeId, int]) -> frozenset[NodeId]:
     return frozenset(NodeId(row[0]) for row in tx.execute(SQL["superseded_nodes"], values))
 
 
-def _lease(row: Row, token: int, manifest: bytes) -> Lease:
+def _lease(row: Row, token: int, branch: int, manifest: bytes) -> Lease:
     node_id, run_id, task_id, batch_id, attempt, kind, group, created_at, deadline, *_ = row
     key = TaskKey(
         node_id=NodeId(node_id), run_id=RunId(run_id), task_id=TaskId(task_id), batch_id=BatchId(batch_id), token=token
     )
     return Lease(
-        key=key, attempt=attempt, kind=kind, group=group, created_at=created_at, deadline=deadline, manifest=manifest
+        key=key,
+        attempt=attempt,
+        branch=branch,
+        kind=kind,
+        group=group,
+        created_at=created_at,
+        deadline=deadline,
+        manifest=manifest,
     )

@@ -4,7 +4,7 @@ from flq.models.base import SCHEMA, VIEW_SCHEMA, Base
 from flq.models.federation import Node, Process
 from flq.models.objects import Bundle, Object, ObjectChunk, ObjectPin, ObjectRef, ObjectUpload
 from flq.models.runs import Artifact, Checkpoint, RoundMetric, Run, RunAttempt, RunEvent
-from flq.models.tasks import Batch, LogLine, Result, Task, TaskAttempt, TaskMessage
+from flq.models.tasks import Batch, ClientState, LogLine, NodeList, Result, Step, Task, TaskAttempt, TaskMessage
 from flq.models.upkeep import MaintenanceRun, Setting
 from flq.models.views import VIEWS
 
@@ -17,9 +17,11 @@ __all__ = [
     "Batch",
     "Bundle",
     "Checkpoint",
+    "ClientState",
     "LogLine",
     "MaintenanceRun",
     "Node",
+    "NodeList",
     "Object",
     "ObjectChunk",
     "ObjectPin",
@@ -32,6 +34,7 @@ __all__ = [
     "RunAttempt",
     "RunEvent",
     "Setting",
+    "Step",
     "Task",
     "TaskAttempt",
     "TaskMessage",

@@ -12,7 +12,7 @@ from sqlalchemy.dialects.postgresql.base import ischema_names
 from sqlalchemy.orm import DeclarativeBase, mapped_column
 from sqlalchemy.types import UserDefinedType
 
-from flq.wire import status
+from flq.wire import grid, status
 
 SCHEMA = "flq_state"
 VIEW_SCHEMA = "flq"
@@ -66,6 +66,7 @@ ATTEMPT_STATUS = enum(status.AttemptStatus, "attempt_status")
 RESULT_STATUS = enum(status.ResultStatus, "result_status")
 PROCESS_KIND = enum(status.ProcessKind, "process_kind")
 OBJECT_HOLDER = enum(ObjectHolder, "object_holder")
+STEP_KIND = enum(grid.StepKind, "step_kind")
 
 CLOCK = text("clock_timestamp()")
 

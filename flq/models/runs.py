@@ -47,6 +47,9 @@ class Run(Base):
     `attempt_token` is that of the current attempt, or 0: a ServerApp's writes lock this row and compare it, so
     that only a take-over fences an attempt, never a clock. Quotas that are NULL are those of `setting`; of the
     checkpoints the newest `keep_checkpoints` keep their state, 0 being all and NULL three.
+
+    `active_time` is how long earlier attempts were starting and running, for the wall-time limit. Attempts up to number
+    `excused_attempts` do not count towards their cap; before `not_before` no other one begins.
     """
 
     __tablename__ = "run"
@@ -65,6 +68,7 @@ class Run(Base):
         CheckConstraint("max_open_tasks > 0 AND max_bytes > 0", name="quotas_positive"),
         CheckConstraint("keep_checkpoints >= 0", name="keep_checkpoints_not_negative"),
         CheckConstraint("pruned_at IS NULL OR status = 'finished'", name="pruned_if_finished"),
+        CheckConstraint("forked_from_round IS NOT NULL OR forked_from IS NULL", name="round_if_forked"),
         CheckConstraint("name ~ '^[a-z0-9][a-z0-9-]{0,62}$'", name="name_form"),
         Index("ix_run_unfinished", "priority", "run_id", postgresql_where=text("status <> 'finished'")),
     )
@@ -96,6 +100,10 @@ class Run(Base):
     stop_requested_at: Mapped[Time | None]
     forked_from: Mapped[int | None] = mapped_column(BigInteger, ForeignKey("flq_state.run.run_id"))
     forked_from_round: Mapped[int | None] = mapped_column(Integer)
+    rerun_of: Mapped[int | None] = mapped_column(BigInteger, ForeignKey("flq_state.run.run_id"))
+    excused_attempts: Mapped[int] = mapped_column(Integer, server_default=ZERO)
+    not_before: Mapped[Time | None]
+    active_time: Mapped[timedelta] = mapped_column(Interval, server_default=text("'00:00:00'"))
     created_at: Mapped[Created]
     starting_at: Mapped[Time | None]
     running_at: Mapped[Time | None]
@@ -149,7 +157,8 @@ class RunEvent(Base):
 class Checkpoint(Base):
     """A committed round: what a later attempt starts from.
 
-    `state` is the manifest of a RecordDict, and NULL once it was released: the newest few of a run keep theirs.
+    `state` is the manifest of a RecordDict, and NULL once it was released: the newest few of a run keep theirs. That
+    attempt leaves out the steps from `first_sequence` on up to `next_sequence`; none if it is NULL.
     """
 
     __tablename__ = "checkpoint"
@@ -161,6 +170,7 @@ class Checkpoint(Base):
     branch: Mapped[int] = mapped_column(Integer)
     attempt: Mapped[int] = mapped_column(Integer)
     next_sequence: Mapped[Ref]
+    first_sequence: Mapped[int | None] = mapped_column(BigInteger)
     state: Mapped[bytes | None]
     metrics: Mapped[Json]
     committed_at: Mapped[Created]

@@ -1,10 +1,13 @@
 """Batches, open tasks, and what became of them.
 
-`task`, `task_message`, `task_attempt`, `result` and `log_line` are written in bulk and carry no foreign keys: three of
-them cut a push from 312,000 to 77,000 tasks a second. The statements that write them lock and check the parents.
+`task`, `task_message`, `task_attempt`, `result`, `client_state` and `log_line` are written in bulk and carry no foreign
+keys: three of them cut a push from 312,000 to 77,000 tasks a second. The statements that write them lock and check the
+parents.
 """
 
 from __future__ import annotations
+
+from typing import Any
 
 from sqlalchemy import (
     BigInteger,
@@ -18,10 +21,26 @@ from sqlalchemy import (
     UniqueConstraint,
     text,
 )
+from sqlalchemy.dialects.postgresql import JSONB
 from sqlalchemy.orm import Mapped, mapped_column
 
-from flq.models.base import RESULT_STATUS, Base, Bytes, Created, Id, Json, ProcessId, Ref, Str, Time, Xid
+from flq.models.base import (
+    RESULT_STATUS,
+    STEP_KIND,
+    Base,
+    Bytes,
+    Created,
+    Hash,
+    Id,
+    Json,
+    ProcessId,
+    Ref,
+    Str,
+    Time,
+    Xid,
+)
 from flq.models.runs import Run
+from flq.wire.grid import StepKind
 from flq.wire.status import ResultStatus
 
 ZERO = text("0")
@@ -47,6 +66,34 @@ class Batch(Base):
     content_hash: Mapped[bytes]
     manifest: Mapped[bytes | None]
     created_at: Mapped[Created]
+
+
+class Step(Base):
+    """A push or a checkpoint of a ServerApp, numbered in program order.
+
+    `delivered` is what the app was given since the step before: lists of nodes, and replies as runs of task ids
+    `[first, count]`. The next attempt is given the same.
+    """
+
+    __tablename__ = "step"
+
+    run_id: Mapped[Ref] = mapped_column(ForeignKey(Run.run_id), primary_key=True)
+    branch: Mapped[int] = mapped_column(Integer, primary_key=True)
+    sequence: Mapped[Ref] = mapped_column(primary_key=True)
+    kind: Mapped[StepKind] = mapped_column(STEP_KIND)
+    attempt: Mapped[int] = mapped_column(Integer)
+    delivered: Mapped[list[Any]] = mapped_column(JSONB, server_default=text("'[]'::jsonb"))
+    made_at: Mapped[Created]
+
+
+class NodeList(Base):
+    """A list of nodes that was delivered to a ServerApp, once for all steps that it was delivered with."""
+
+    __tablename__ = "node_list"
+
+    run_id: Mapped[Ref] = mapped_column(ForeignKey(Run.run_id), primary_key=True)
+    list_hash: Mapped[Hash] = mapped_column(primary_key=True)
+    nodes: Mapped[list[Any]] = mapped_column(JSONB)
 
 
 class TaskMessage(Base):
@@ -133,6 +180,20 @@ class Result(Base):
     started_at: Mapped[Time | None]
     ended_at: Mapped[Created]
     xid: Mapped[Xid]
+
+
+class ClientState(Base):
+    """A version of a node's client state in a run: an accepted reply of this task has left it on the node's disk.
+
+    Append-only, like the results: a version whose file is gone is still what a task starts from, and missing then.
+    """
+
+    __tablename__ = "client_state"
+
+    run_id: Mapped[Ref] = mapped_column(primary_key=True, autoincrement=False)
+    node_id: Mapped[Ref] = mapped_column(primary_key=True, autoincrement=False)
+    task_id: Mapped[Ref] = mapped_column(primary_key=True, autoincrement=False)
+    batch_id: Mapped[Ref]
 
 
 class LogLine(Base):

@@ -132,7 +132,8 @@ class ObjectCache:
                 object_hash = ObjectHash(bytes.fromhex(entry.name))
                 status = entry.stat(follow_symlinks=False)
             except (ValueError, OSError):
-                Path(entry.path).unlink(missing_ok=True)  # left over from a fetch that was cut off
+                if not _is_at_work(entry.name):
+                    Path(entry.path).unlink(missing_ok=True)  # left over from a fetch that was cut off
                 continue
             found.append((status.st_mtime, object_hash, status.st_size))
         for _at, object_hash, size in sorted(found):
@@ -140,3 +141,15 @@ class ObjectCache:
             self._unchecked.add(object_hash)
             self._bytes += size
         self._shrink()
+
+
+def _is_at_work(aside: str) -> bool:
+    """Whether the process lives whose fetch writes this file: it hosts the nodes until this one has connected."""
+    _, _, pid = aside.rpartition(".")[0].rpartition(".")
+    try:
+        os.kill(int(pid), 0)
+    except (ValueError, OverflowError, ProcessLookupError):
+        return False
+    except PermissionError:
+        pass
+    return True

@@ -4,6 +4,9 @@ A wake-up, a poll or the end of an outage makes every node hungry. A node stops 
 brought less than it could have: then there was no more, and what is pushed later wakes us again (the waiter is
 registered before the claim). So a quiet SuperNode claims nothing, and a busy one claims again whenever less than
 half of what it wants to have at hand is left.
+
+A wake-up is followed at once by a claim for every node, however much is at hand: nobody else could do these tasks
+meanwhile, and what is new may be of another run, which the claim deals its share.
 """
 
 from __future__ import annotations
@@ -19,6 +22,12 @@ FIRST_AT_LEAST = 64
 LEAST_PER_SLOT = 4
 MOST = 512
 HORIZON_SECONDS = 1.0
+
+LEAST_PER_NODE = 2
+"""A run usually has one task for a node. Asked for two, a node that brings one has no more."""
+
+SPARE_PER_NODE = 4
+"""So many tasks beyond its share a node may come to hold by wake-ups: those of other runs, usually."""
 
 
 class Pace:
@@ -61,6 +70,7 @@ class ClaimPlan:
     def __init__(self) -> None:
         self._nodes: dict[NodeId, None] = {}
         self._hungry: dict[NodeId, None] = {}
+        self._woken = False
 
     def host(self, nodes: Iterable[NodeId]) -> None:
         """Claim for these nodes."""
@@ -70,6 +80,7 @@ class ClaimPlan:
     def wake(self) -> None:
         """There may be something for every node."""
         self._hungry = dict.fromkeys(self._nodes)
+        self._woken = True
 
     def drop(self, nodes: Iterable[NodeId]) -> None:
         """Claim no more for these nodes."""
@@ -78,15 +89,18 @@ class ClaimPlan:
             self._hungry.pop(node_id, None)
 
     def request(self, *, capacity: int, backlog: int, held_by: Callable[[NodeId], int]) -> ClaimRequest | None:
-        """What to claim now: None if no node is hungry, or if there is enough at hand."""
+        """What to claim now: None if no node is hungry, or if there is enough at hand and nothing new."""
+        woken, self._woken = self._woken, False
         room = capacity - backlog
-        if not self._hungry or room * 2 < capacity:
+        if not self._hungry or (room * 2 < capacity and not woken):
             return None
-        per_node = max(2, -(-capacity // len(self._nodes)))
-        nodes = tuple(node_id for node_id in self._hungry if held_by(node_id) < per_node)
-        if not nodes:
+        share = max(LEAST_PER_NODE, -(-capacity // len(self._nodes)))
+        most = share + SPARE_PER_NODE if woken else share
+        held = {node_id: count for node_id in self._hungry if (count := held_by(node_id)) < most}
+        if not held:
             return None
-        return ClaimRequest(nodes, per_node=per_node, total=room)
+        total = max(room, sum(max(1, share - count) for count in held.values())) if woken else room
+        return ClaimRequest(tuple(held), per_node=share, total=total)
 
     def brought(self, request: ClaimRequest, claimed: Claimed) -> None:
         """Learn from a claim. Not for a node that was woken in the meantime: call `wake` after this, not before."""

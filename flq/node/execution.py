@@ -10,28 +10,24 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import hashlib
 import mmap
 import os
-import random
 import resource
-import sys
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
-
-import numpy as np
 
 from flq.apps.clientapp import ClientApp
 from flq.apps.context import Context
 from flq.apps.environments import provide
+from flq.apps.generators import seed_task
 from flq.apps.loader import app_frames, headline, load_clientapp
 from flq.apps.project import load_project
 from flq.errors import AppLoadError, DependencyMissing, FlqError, ObjectUnknown
+from flq.failpoints import reach
 from flq.node import devices
 from flq.node.options import shown_size
-from flq.node.protocol import Assignment, Done, capped
+from flq.node.protocol import Assignment, Done, capped, lacks_room
 from flq.node.state_file import StateFile, write_state
 from flq.wire.codec import Encoded, decode, encode, metrics, object_sizes
 from flq.wire.ids import SUPERLINK_NODE_ID, ObjectHash
@@ -43,9 +39,10 @@ from flq.wire.status import ResultStatus
 class Refused(Exception):
     """The task ends with an error that stands for its reply."""
 
-    def __init__(self, code: int, text: str) -> None:
+    def __init__(self, code: int, text: str, *, no_room: bool = False) -> None:
         super().__init__(text)
         self.code = code
+        self.no_room = no_room
 
 
 class Executor:
@@ -62,7 +59,7 @@ class Executor:
             reply, staged = self._reply(task, manifest)
             objects, written = _write_objects(task, manifest, reply)
         except Refused as exc:
-            return _failed(task, started, exc.code, str(exc)), b""
+            return _failed(task, started, exc), b""
         done = Done(
             number=task.number,
             status=ResultStatus.OK,
@@ -88,10 +85,13 @@ class Executor:
                 attempt=task.attempt,
             )
             message = _message(task, manifest)
-            seed_generators(task.seed, task.node_name, task.group, task.kind)
+            seed_task(task.seed, task.node_name, task.group, task.kind)
+            reach("clientapp.before-handler")
             content = self._answer(app, task, message, context)
             reply = _Reply(content)
-            return reply, _stage(task, base, context.state)
+            staged = _stage(task, base, context.state)
+            reach("clientapp.state-staged")
+            return reply, staged
 
     def _answer(self, app: ClientApp, task: Assignment, message: Message, context: Context) -> RecordDict:
         try:
@@ -137,18 +137,8 @@ def _load(task: Assignment) -> ClientApp:
         os.environ[devices.VARIABLE] = task.gpus
     if task.memory_bytes is not None:  # only now: an installation may need more
         resource.setrlimit(resource.RLIMIT_DATA, (task.memory_bytes, task.memory_bytes))
-    seed_generators(task.seed)
+    seed_task(task.seed)
     return load_clientapp(Path(task.bundle))
-
-
-def seed_generators(*parts: object) -> None:
-    """Seed `random`, numpy and torch from `parts`."""
-    digest = hashlib.sha256(repr(parts).encode()).digest()
-    random.seed(digest)
-    np.random.seed(np.frombuffer(digest, dtype="<u4"))  # noqa: NPY002 - the generator that apps use is the global one
-    torch: Any = sys.modules.get("torch")
-    if torch is not None:
-        torch.manual_seed(int.from_bytes(digest[:8], "little"))
 
 
 def _message(task: Assignment, manifest: bytes) -> Message:
@@ -186,8 +176,12 @@ def _open_state(stack: contextlib.ExitStack, task: Assignment) -> StateFile | No
     try:
         return stack.enter_context(StateFile(Path(task.state)))
     except (OSError, FlqError) as exc:
-        # An empty state in its place would be a wrong result that nobody sees.
-        raise Refused(ErrorCode.UNKNOWN, f"STATE_UNAVAILABLE: the client state cannot be read: {exc}") from exc
+        # An empty state in its place, or an older one, would be a wrong result that nobody sees.
+        text = (
+            f"STATE_UNAVAILABLE: node {task.node_name} cannot read the client state that this task starts from: {exc}\n"
+            "it lies in the folder `state` of the SuperNode's cache, which has to move along with the node"
+        )
+        raise Refused(ErrorCode.STATE_UNAVAILABLE, text) from exc
 
 
 def _stage(task: Assignment, base: StateFile | None, state: RecordDict) -> bool:
@@ -201,7 +195,7 @@ def _stage(task: Assignment, base: StateFile | None, state: RecordDict) -> bool:
         write_state(Path(task.stage), encoded)
     except Exception as exc:  # noqa: BLE001 - the content is the app's: its arrays may fail in any way
         text = f"context.state cannot be kept: {type(exc).__name__}: {exc}"
-        raise Refused(ErrorCode.CLIENT_APP_RAISED_EXCEPTION, text) from None
+        raise Refused(ErrorCode.CLIENT_APP_RAISED_EXCEPTION, text, no_room=lacks_room(exc)) from None
     return True
 
 
@@ -219,7 +213,8 @@ def _write_objects(task: Assignment, manifest: bytes, reply: _Reply) -> tuple[li
             with (Path(task.scratch) / object_hash.hex()).open("wb") as file:
                 file.write(objects[object_hash])
     except OSError as exc:
-        raise Refused(ErrorCode.REPLY_MESSAGE_UNAVAILABLE, f"the reply's arrays cannot be written: {exc}") from exc
+        text = f"the reply's arrays cannot be written: {exc}"
+        raise Refused(ErrorCode.REPLY_MESSAGE_UNAVAILABLE, text, no_room=lacks_room(exc)) from exc
     return [object_hash.hex() for object_hash in objects], [object_hash.hex() for object_hash in written]
 
 
@@ -257,15 +252,16 @@ def _is_of_memory(exc: BaseException | None) -> bool:
     return False
 
 
-def _failed(task: Assignment, started: float, code: int, text: str) -> Done:
+def _failed(task: Assignment, started: float, refused: Refused) -> Done:
     return Done(
         number=task.number,
         status=ResultStatus.ERROR,
         started_at=started,
         ended_at=time.time(),
-        error_code=int(code),
-        error_text=capped(text),
+        error_code=int(refused.code),
+        error_text=capped(str(refused)),
         objects=[],
         written=[],
         metrics={},
+        no_room=refused.no_room,
     )

@@ -62,6 +62,11 @@ class Backoff:
     def __init__(self) -> None:
         self._wait = FIRST_WAIT
 
+    @property
+    def fresh(self) -> bool:
+        """Whether nothing has failed since it was made or reset."""
+        return self._wait == FIRST_WAIT
+
     def next(self) -> float:
         """Seconds to wait after one more failure."""
         wait, self._wait = self._wait, min(self._wait * 2, LONGEST_WAIT)

@@ -16,6 +16,7 @@ from flq.log import get
 from flq.node.cache import ObjectCache
 from flq.node.lane import Lane
 from flq.node.outage import Backoff, Outage
+from flq.node.protocol import lacks_room
 from flq.node.reactor import Reactor
 from flq.node.tasks import HeldTask, Stage
 from flq.wire.codec import object_sizes
@@ -158,6 +159,9 @@ class Preparer:
                 self._outage.failed(exc, what="fetching an object")
                 self._reactor.after(backoff.next(), lambda: self._call_fetch(object_hash, size, backoff))
                 return
+            if lacks_room(exc) and any(self._is_waiting(task) for task in self._fetching[object_hash]):
+                self._wait_for_room(exc, backoff, lambda: self._call_fetch(object_hash, size, backoff))
+                return
             log.warning("object %s cannot be fetched: %s", object_hash.hex(), exc)
             text = f"the message's object {object_hash.hex()} cannot be fetched: {exc}"
             for task in self._fetching.pop(object_hash):
@@ -173,6 +177,12 @@ class Preparer:
 
         self._lane.call(lambda: self._cache.fetch(self._fleet, object_hash, size), done=done, failed=failed)
 
+    def _wait_for_room(self, exc: Exception, backoff: Backoff, again: Callable[[], None]) -> None:
+        """The disk is full: tasks wait, as long as their deadlines let them."""
+        if backoff.fresh:
+            log.warning("this disk is full, trying again until it is not: %s", exc)
+        self._reactor.after(backoff.next(), again)
+
     def _is_waiting(self, task: HeldTask) -> bool:
         return task in self._waiting.get(task.run_id, {})
 
@@ -181,6 +191,9 @@ class Preparer:
             if isinstance(exc, Unreachable):
                 self._outage.failed(exc, what="fetching a bundle")
                 self._reactor.after(backoff.next(), lambda: self._open(run_id, backoff))
+                return
+            if lacks_room(exc) and self._waiting.get(run_id):
+                self._wait_for_room(exc, backoff, lambda: self._open(run_id, backoff))
                 return
             log.warning("run %d cannot be worked for: %s", run_id, exc)
             refused = isinstance(exc, BundleError | ObjectUnknown | ObjectCorrupt)

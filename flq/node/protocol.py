@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
+from datetime import UTC, datetime
 from typing import Any, TypeVar
 
 from flq.errors import WireError
+from flq.wire.fleet import Reply, TaskKey
+from flq.wire.ids import ObjectHash
 from flq.wire.runs import ConfigValue
 from flq.wire.status import ResultStatus
 
@@ -58,7 +62,8 @@ class Done:
     """The end of a task; the frame's body is the reply's manifest.
 
     `objects` are the hex hashes that the manifest names, `written` those of them that lie in the scratch folder.
-    `staged` says that there is a new state. Times are in seconds since the epoch.
+    `staged` says that there is a new state, `no_room` that the disk was full: the task is to be done again. Times are
+    in seconds since the epoch.
     """
 
     number: int
@@ -71,6 +76,7 @@ class Done:
     written: list[str]
     metrics: dict[str, float | list[float]]
     staged: bool = False
+    no_room: bool = False
 
 
 _NAMES: dict[type, tuple[str, ...]] = {kind: tuple(field.name for field in fields(kind)) for kind in (Assignment, Done)}
@@ -101,12 +107,34 @@ def to_done(header: Mapping[str, Any]) -> Done:
             written=[_hash(text) for text in done.written],
             metrics={str(name): _number(value) for name, value in done.metrics.items()},
             staged=bool(done.staged),
+            no_room=bool(done.no_room),
         )
     except (TypeError, ValueError, AttributeError) as exc:
         raise WireError(f"a worker's answer is malformed: {exc}") from exc
     if checked.status not in {ResultStatus.OK, ResultStatus.ERROR}:
         raise WireError(f"a worker cannot end a task as {checked.status}")
     return checked
+
+
+def to_reply(key: TaskKey, done: Done, manifest: bytes) -> Reply:
+    """The reply to the task of `key`, of what its worker says."""
+    return Reply(
+        key=key,
+        status=done.status,
+        manifest=manifest,
+        objects=frozenset(ObjectHash(bytes.fromhex(text)) for text in done.objects),
+        metrics=done.metrics,
+        error_code=done.error_code,
+        error_text=None if done.error_text is None else capped(done.error_text),
+        started_at=datetime.fromtimestamp(done.started_at, UTC),
+        ended_at=datetime.fromtimestamp(done.ended_at, UTC),
+        state=done.staged,
+    )
+
+
+def lacks_room(exc: BaseException) -> bool:
+    """Whether an error says that a disk, or a quota on it, is full."""
+    return isinstance(exc, OSError) and exc.errno in {errno.ENOSPC, errno.EDQUOT}
 
 
 def _read(kind: type[T], header: Mapping[str, Any]) -> T:

@@ -125,6 +125,21 @@ class Scheduler:
         self._backlog -= 1
         return task
 
+    def is_next(self, task: HeldTask) -> bool:
+        """Whether nothing of the task's node and run has to end before it can start."""
+        queue = self._runs[task.run_id]
+        lane = queue.lanes.get(task.node_id)
+        return task.node_id not in queue.busy and lane is not None and lane[0] is task
+
+    def postpone(self, task: HeldTask) -> None:
+        """Take back that the task starts: something is missing. It is the next of its node again once it is `ready`."""
+        queue = self._runs[task.run_id]
+        del queue.busy[task.node_id]
+        queue.running -= 1
+        self._backlog += 1
+        task.stage = Stage.PREPARING
+        bisect.insort(queue.lanes.setdefault(task.node_id, []), task, key=lambda held: held.task_id)
+
     def computed(self, task: HeldTask, now: float, *, keeps_node: bool) -> None:
         """Say that the task's worker is done with it.
 

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from flq.errors import ObjectsMissing, ObjectUnknown, Unreachable
+from flq.failpoints import reach
 from flq.log import get
 from flq.node.cache import ObjectCache
 from flq.node.lane import Lane
@@ -136,6 +137,7 @@ class Submitter:
         for object_hash in sorted(self._fleet.missing(outgoing.reply.objects)):
             # An array that the worker did not write is one that came with the message: it lies in the cache.
             path = outgoing.files.get(object_hash, self._cache.path(object_hash))
+            reach("supernode.mid-upload")
             try:
                 with path.open("rb") as file:
                     self._fleet.put(object_hash, mapped.readable(file))
@@ -149,6 +151,7 @@ class Submitter:
         replies = [replace(outgoing.reply, key=outgoing.task.key) for outgoing in batch]
 
         def done(verdicts: dict[TaskId, Verdict]) -> None:
+            reach("supernode.after-submit")
             self._outage.succeeded()
             self._backoff.reset()
             for outgoing, reply in zip(batch, replies, strict=True):
@@ -167,6 +170,7 @@ class Submitter:
                 self._split(batch, exc)
             self._submit()
 
+        reach("supernode.before-submit")
         self._lane.call(lambda: self._fleet.submit(replies), done=done, failed=failed)
 
     def _next_batch(self) -> list[Outgoing]:

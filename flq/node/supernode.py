@@ -23,10 +23,13 @@ from functools import partial
 from pathlib import Path
 
 import flq
+from flq.failpoints import reach
 from flq.log import get
+from flq.node.bases import Bases
 from flq.node.cache import ObjectCache
 from flq.node.claimer import Claimer
 from flq.node.claims import ClaimPlan, ClaimRequest, Pace
+from flq.node.confirmer import Confirmer
 from flq.node.door import Door
 from flq.node.heartbeat import Heartbeat, Waiter
 from flq.node.keeper import Keeper
@@ -34,16 +37,18 @@ from flq.node.options import SuperNodeOptions, node_specs, shown_size
 from flq.node.outage import Outage
 from flq.node.pool import Pool
 from flq.node.preparer import Preparer
-from flq.node.protocol import Assignment, Done, capped
+from flq.node.protocol import Assignment, Done, capped, to_reply
 from flq.node.reactor import Reactor
+from flq.node.room import Room
 from flq.node.scheduler import Scheduler
 from flq.node.shipper import Shipper
-from flq.node.state import ClientStates
+from flq.node.state import ClientStates, Version
 from flq.node.submitter import Submitter
 from flq.node.tasks import HeldTask, Stage
+from flq.node.trimmer import Trimmer
 from flq.node.worker_process import WorkerProcess
 from flq.settings import announce_ready
-from flq.wire.fleet import Claimed, Fleet, HostedNode, Lease, NodeSpec, Renewed, Reply, TaskKey, Wake
+from flq.wire.fleet import Claimed, Fleet, HostedNode, Lease, NodeSpec, Renewed, Reply, StateBase, TaskKey, Wake
 from flq.wire.ids import NodeId, ObjectHash, RunId
 from flq.wire.lines import split_text
 from flq.wire.message import ErrorCode
@@ -59,6 +64,9 @@ GOODBYE_SECONDS = 2.0
 """How long it tries to say goodbye, and waits for killed workers to be gone."""
 
 PURGE_SECONDS = 3600.0
+
+KILLED_ATTEMPTS = 3
+"""A task whose process is killed from outside, as the kernel does when memory runs out, is tried so often."""
 
 
 class Phase(Enum):
@@ -95,7 +103,6 @@ class SuperNode:
     def _make_parts(self) -> None:
         fleet, reactor, outage, cache = self._fleet, self._reactor, self._outage, self._options.cache
         self._scratch = cache / "scratch"
-        shutil.rmtree(self._scratch, ignore_errors=True)  # what workers of an earlier process have left
         self._objects = ObjectCache(cache / "objects", self._options.cache_bytes)
         self._states = ClientStates(cache / "state")
         self._pool = Pool(
@@ -118,9 +125,13 @@ class SuperNode:
         self._submitter = Submitter(
             fleet, reactor, outage, cache=self._objects, states=self._states, settled=self._settled
         )
+        self._bases = Bases(fleet, reactor, outage, scheduler=self._scheduler, failed=self._end_with_error)
+        self._room = Room(reactor, self._scheduler)
+        self._trimmer = Trimmer(fleet, reactor, outage, states=self._states, hosted=self._node_ids)
         self._keeper = Keeper(
             fleet, reactor, outage, keys=self._held_keys, lost=self._lost, answered=self._runs_answered
         )
+        self._confirmer = Confirmer(fleet, reactor, outage, working=self._pool.runs)
         self._plan = ClaimPlan()
         self._claimer = Claimer(fleet, reactor, outage, self._plan, make=self._claim_request, brought=self._brought)
         self._shipper = Shipper(fleet, outage, lambda counts: reactor.post(partial(self._shipped, counts)))
@@ -162,9 +173,12 @@ class SuperNode:
         if self._phase is not Phase.CONNECTING:
             return
         self._phase = Phase.WORKING
+        # What workers of earlier processes have left: no such process can hand anything in any more.
+        shutil.rmtree(self._scratch, ignore_errors=True)
         self._plan.host(self._hosted)
         self._waiter.start()
         self._purge()
+        self._trimmer.start()
         names = [node.name for node, _spec in self._hosted.values()]
         shown = names[0] if len(names) == 1 else f"{names[0]} to {names[-1]}"
         log.info("connected as %s, %d slots", shown, self._options.slots)
@@ -194,7 +208,9 @@ class SuperNode:
             return
         for lease in claimed.leases:
             self._take(lease)
+        self._bases.foresee(lease.key.task_id for lease in claimed.leases)
         if claimed.leases:
+            reach("supernode.claimed")
             self._keeper.holds_something()
 
     def _take(self, lease: Lease) -> None:
@@ -232,18 +248,28 @@ class SuperNode:
             text = "the deadline passed before this node had a free slot"
             self._end_with_error(task, ErrorCode.MESSAGE_UNAVAILABLE, text)
             return
+        base = self._bases.base(task)
+        if base is None:
+            return
         worker = self._pool.take(task.run_id)
         assert worker is not None  # noqa: S101 - the scheduler was told which runs have one
         task.staging = self._states.staging(task)
         task.scratch = f"{self._scratch}/{task.task_id}-{task.key.token}"
         task.alarm = self._reactor.after(left, lambda: self._too_late(task))
-        worker.assign(task, self._assignment(task, worker), task.lease.manifest)
+        self._confirmer.worked(task.run_id, task.node_id)
+        worker.assign(task, self._assignment(task, worker, base), task.lease.manifest)
 
-    def _assignment(self, task: HeldTask, worker: WorkerProcess) -> Assignment:
+    def _state_path(self, task: HeldTask, base: StateBase) -> str | None:
+        """Where the version lies that a task starts from; None for an empty state."""
+        version = base.version
+        if version is None:
+            return None
+        return str(self._states.path(Version(version.run_id, task.node_name, version.task_id)))
+
+    def _assignment(self, task: HeldTask, worker: WorkerProcess, base: StateBase) -> Assignment:
         files = self._preparer.files(task.run_id)
         options = self._options
         lease = task.lease
-        base = self._states.base(task)
         return Assignment(
             number=worker.served + 1,
             run_id=task.run_id,
@@ -261,7 +287,7 @@ class SuperNode:
             attempt=lease.attempt,
             objects=str(self._objects.folder),
             scratch=task.scratch,
-            state=None if base is None else str(base),
+            state=self._state_path(task, base),
             stage=task.staging,
             environments=None if options.environments is None else str(options.environments),
             gpus=worker.gpus,
@@ -296,14 +322,14 @@ class SuperNode:
         self._scheduler.computed(task, time.monotonic(), keeps_node=task.staged is not None)
         self._submitter.offer(task, reply, files)
 
-    def _tell_run(self, task: HeldTask, text: str) -> None:
+    def _tell_run(self, task: HeldTask, text: str, *, level: str = "ERROR") -> None:
         """Report an error in the run's log, in the name of the task's node: what it is, and its traceback as details.
 
         Progress leaves the details out: they would stand there once for each node that has the error.
         """
         now = datetime.now(UTC)
         lines = [
-            LogLine(at=now, source=task.node_name, level="DEBUG" if number else "ERROR", text=line)
+            LogLine(at=now, source=task.node_name, level="DEBUG" if number else level, text=line)
             for number, line in enumerate(split_text(text))
         ]
         self._shipper.put(0, task.run_id, lines)
@@ -311,12 +337,17 @@ class SuperNode:
     def _settled(self, task: HeldTask, verdict: Verdict) -> None:
         if verdict is Verdict.FENCED:
             log.info("task %d of run %d was no longer ours when its result came", task.task_id, task.run_id)
+        elif task.staged is not None:
+            self._bases.accepted(task)
+            self._trimmer.promoted()
         self._forget(task)
 
     def _forget(self, task: HeldTask) -> None:
         if task.alarm is not None:
             task.alarm.cancel()
         self._preparer.forget(task)
+        self._bases.forget(task)
+        self._room.forget(task)
         self._scheduler.remove(task, time.monotonic())
         task.remove_scratch()
 
@@ -350,28 +381,28 @@ class SuperNode:
         if self._options.isolation == "task":
             worker.end()
         self._pace.took(done.ended_at - done.started_at)
+        if done.no_room:
+            if self._room.wait_for(task):
+                self._tell_run(task, f"{task.lease.kind} waits for room: {done.error_text}", level="WARNING")
+            return
         if not done.written:
             task.scratch = ""  # it was not made
         if done.staged:
             task.staged = Path(task.staging)
-        reply = Reply(
-            key=task.key,
-            status=done.status,
-            manifest=manifest,
-            objects=frozenset(ObjectHash(bytes.fromhex(text)) for text in done.objects),
-            metrics=done.metrics,
-            error_code=done.error_code,
-            error_text=None if done.error_text is None else capped(done.error_text),
-            started_at=datetime.fromtimestamp(done.started_at, UTC),
-            ended_at=datetime.fromtimestamp(done.ended_at, UTC),
-        )
+        reply = to_reply(task.key, done, manifest)
         self._reply(task, reply, {ObjectHash(bytes.fromhex(text)): Path(task.scratch, text) for text in done.written})
 
     def worker_gone(self, worker: WorkerProcess, task: HeldTask | None, reason: str) -> None:
         """Answer for the task that the worker has left undone."""
         self._pool.gone(worker, reason)
-        if task is not None and self._phase is not Phase.LEAVING:
-            text = f"the process of the ClientApp {reason}{self._limits()}"
+        self._confirmer.look()
+        if task is None or self._phase is Phase.LEAVING:
+            return
+        text = f"the process of the ClientApp {reason}{self._limits()}"
+        if worker.was_killed and task.lease.attempt < KILLED_ATTEMPTS:
+            self._tell_run(task, f"{task.lease.kind} is done again: {text}", level="WARNING")
+            self._give_back([task])
+        else:
             self._end_with_error(task, ErrorCode.CLIENT_APP_CRASHED, text)
 
     def _limits(self) -> str:
@@ -392,7 +423,7 @@ class SuperNode:
         if wake.tasks or polled:
             self._claimer.wake()
         if wake.runs or polled:
-            self._keeper.ask({*self._scheduler.runs, *self._preparer.runs, *self._pool.runs()})
+            self._keeper.ask({*self._scheduler.runs, *self._preparer.runs, *self._confirmer.runs})
 
     def _recovered(self) -> None:
         """The SuperLink is reachable again."""
@@ -421,6 +452,7 @@ class SuperNode:
 
     def _known_again(self, hosted: Sequence[HostedNode], specs: Sequence[NodeSpec]) -> None:
         self._host(hosted, specs)
+        self._bases.forget_all()
         for task in self._scheduler:
             if task.node_id not in self._hosted:  # its SuperLink is another one
                 self._drop(task)
@@ -458,11 +490,17 @@ class SuperNode:
         for task in self._scheduler.of_run(run_id):
             self._drop(task)
         self._pool.end_run(run_id)
+        self._confirmer.ended(run_id)
         self._preparer.forget_run(run_id)
-        self._states.purge([run_id])
+        self._bases.forget_run(run_id)
+        self._states.purge(run_id, self._node_ids())
+
+    def _node_ids(self) -> dict[str, NodeId]:
+        return {node.name: node_id for node_id, (node, _spec) in self._hosted.items()}
 
     def _purge(self) -> None:
-        """Ask for the runs of which there is client state: it goes some time after they have ended."""
+        """Look through the client state that there is: it goes some time after its runs have ended."""
+        self._states.survey(self._node_ids())
         self._keeper.ask(set(self._states.runs()))
         self._reactor.after(PURGE_SECONDS, self._purge)
 
@@ -528,7 +566,8 @@ class SuperNode:
         self._heartbeat.stop()
         if connected:
             self._say_goodbye()
-        for part in (self._claimer, self._keeper, self._submitter, self._preparer, self._door):
+        parts = (self._claimer, self._keeper, self._submitter, self._preparer, self._bases, self._trimmer, self._door)
+        for part in (*parts, self._confirmer):
             part.close()
         self._reactor.close()
 

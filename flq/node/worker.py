@@ -18,6 +18,7 @@ import threading
 from collections.abc import Mapping
 from typing import Any
 
+from flq.failpoints import reach
 from flq.node.frames import receive, send
 from flq.node.protocol import DONE, LOG, READY, TASK, to_assignment, to_header
 
@@ -94,6 +95,7 @@ def _serve(sock: socket.socket, channel: Channel) -> None:
             raise SystemExit(f"an unexpected frame {frame.op!r}")
         done, manifest = executor.perform(to_assignment(frame.header), frame.body)
         _flush()
+        reach("clientapp.before-reply")
         channel.send(to_header(DONE, done), manifest)
 
 

@@ -26,6 +26,7 @@ from flq.node.frames import Frame, FrameReader, pack
 from flq.node.protocol import DONE, LOG, READY, TASK, Assignment, Done, to_done, to_header
 from flq.node.reactor import Reactor, Timer
 from flq.node.tasks import HeldTask
+from flq.settings import FAILPOINTS, failpoints
 from flq.wire.ids import RunId
 from flq.wire.lines import LineSplitter, clean, split_text
 from flq.wire.runs import LogLine
@@ -88,6 +89,7 @@ class WorkerProcess:
         self.task: HeldTask | None = None
         self.gpus: str | None = None  # chosen with its first task
         self.idle_since = time.monotonic()
+        self.was_killed = False  # from outside: no program ends by SIGKILL of its own doing
         self._reactor = reactor
         self._listener = listener
         self._served = 0
@@ -337,7 +339,9 @@ class WorkerProcess:
         for file in (self._process.stdout, self._process.stderr):
             if file is not None:
                 file.close()
-        reason = _ending(self._process.wait())
+        code = self._process.wait()
+        self.was_killed = code == -signal.SIGKILL
+        reason = _ending(code)
         if self._last_errors:
             reason = "\n".join([f"{reason}; the last that it wrote:", *self._last_errors])
         self._listener.worker_gone(self, self.leave_task(), reason)
@@ -360,8 +364,11 @@ def worker_environment(threads: int) -> dict[str, str]:
     Apps are the code of others: what `FLQ_DSN` or `PGPASSWORD` hold is none of their business.
     """
     kept = {name: value for name, value in os.environ.items() if not name.startswith(("FLQ_", "PGPASS"))}
+    if (armed := failpoints()) is not None:
+        kept[FAILPOINTS] = armed
     for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
         kept.setdefault(name, str(threads))  # one that the operator has set is meant
+    kept.setdefault("PYTHONHASHSEED", "0")  # the order of a set of texts must not differ between attempts at a task
     source = Path(flq.__file__).parent.parent
     if str(source) not in {*site.getsitepackages(), site.getusersitepackages()}:
         # flq runs from a source tree, which `-P` would hide from the worker.

@@ -9,6 +9,8 @@ from flq.wire.ids import RunId
 from flq.wire.runs import (
     ArtifactRow,
     AttemptRow,
+    Cause,
+    Derivation,
     EventRow,
     FeedCursor,
     LogPage,
@@ -30,6 +32,19 @@ class Control(Protocol):
         key MUST return the run that exists.
         """
 
+    def derive(self, run: str, derivation: Derivation) -> RunRow:
+        """Record a run that goes on behind a round of `run`, or repeats it from scratch, in one transaction.
+
+        What holds of `submit` MUST hold of it. Raises `RunUnknown`, or `CheckpointUnknown` if that round is not kept.
+        """
+
+    def resume(self, run: str, *, actor: str, wall_time_limit: float | None = None) -> RunRow:
+        """Have a run that has failed or was stopped go on behind its last commit.
+
+        `wall_time_limit` is its new limit in seconds, over all of its attempts; None leaves it as it is. Raises
+        `RunUnknown`, or `IllegalTransition` if it is not finished, has completed, has no time left, or was pruned.
+        """
+
     def runs(self, *, limit: int = 100) -> list[RunRow]:
         """The newest `limit` runs, newest first."""
 
@@ -45,8 +60,11 @@ class Control(Protocol):
     def events(self, run: str) -> list[EventRow]:
         """The history of a run, oldest first. Raises `RunUnknown`."""
 
-    def waiting(self, run: str) -> str | None:
-        """Why the run does not go on at this moment, in one sentence; None if nothing keeps it. Raises `RunUnknown`."""
+    def waiting(self, run: str) -> list[Cause]:
+        """Why the run does not go on at this moment, what weighs most first; empty if nothing keeps it.
+
+        Raises `RunUnknown`.
+        """
 
     def stop(self, run: str, *, actor: str, reason: str | None = None) -> RunRow:
         """Ask the run to stop; a pending one is finished at once. Stopping a finished run changes nothing.

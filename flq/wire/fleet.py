@@ -49,11 +49,35 @@ class TaskKey:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class StateVersion:
+    """A version of a node's client state in a run: what the accepted reply of one of its tasks has left."""
+
+    run_id: RunId
+    node_id: NodeId
+    task_id: TaskId
+
+
+@dataclass(frozen=True, slots=True)
+class StateBase:
+    """The version of the client state that a task starts from; None is an empty state.
+
+    `is_newest` says that no later task of its node and run has left a version yet: the next one starts from this, too.
+    """
+
+    version: StateVersion | None
+    is_newest: bool = True
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Lease:
-    """A task to do. `attempt` counts from 1; `created_at` and `deadline` are seconds since the epoch."""
+    """A task to do. `attempt` counts from 1; `created_at` and `deadline` are seconds since the epoch.
+
+    `branch` is that of the task's batch: another one when a later attempt of the run has gone another way.
+    """
 
     key: TaskKey
     attempt: int
+    branch: int
     kind: str
     group: str
     created_at: float
@@ -82,7 +106,7 @@ class Reply:
     """The end of a task: `ok` with a manifest, or `error` with a code and a text.
 
     `objects` are those that the manifest names, `payload_bytes` the size of both; `metrics` the numbers in it, by
-    `record.name`, for the history.
+    `record.name`, for the history. `state` says that the task has left a version of its node's client state.
     """
 
     key: TaskKey
@@ -93,6 +117,7 @@ class Reply:
     metrics: Mapping[str, float | list[float]] = field(default_factory=dict)
     error_code: int | None = None
     error_text: str | None = None
+    state: bool = False
     started_at: datetime
     ended_at: datetime
 
@@ -138,6 +163,23 @@ class Fleet(Objects, Protocol):
         which case nothing changed. Raises `ObjectsMissing` if manifests name objects that are not stored.
         """
 
+    def state_bases(self, keys: Sequence[TaskKey]) -> dict[TaskId, StateBase]:
+        """What tasks start from, for each of `keys`.
+
+        It is the newest version that an accepted reply to an earlier task of the same node and run has left, on the way
+        that the run has gone: what a branch that was given up has left does not count. A run that was forked goes on
+        from what its parent's nodes had when the round was committed that it was forked from.
+
+        The answer is the task's for good once every earlier task of its node and run has ended.
+        """
+
+    def unneeded_states(self, versions: Collection[StateVersion]) -> frozenset[StateVersion]:
+        """Those of `versions`, of nodes that this process hosts, that nothing will start from any more.
+
+        MUST NOT name what a task to come, a repetition of the steps since the newest checkpoint, a checkpoint that is
+        kept or a fork of the run starts from, until a day after the run has ended.
+        """
+
     def wait(self, seconds: float) -> Wake:
         """Return when there may be something to claim or a run may have ended, or after `seconds`.
 
@@ -152,6 +194,12 @@ class Fleet(Objects, Protocol):
 
     def ended(self, runs: Collection[RunId]) -> frozenset[RunId]:
         """Those of `runs` that are finished or asked to stop."""
+
+    def confirm_ended(self, pairs: Collection[tuple[RunId, NodeId]]) -> None:
+        """Say that this process has no process of these runs any more that worked for these nodes.
+
+        It goes into the history of the runs that were stopped, once for each node.
+        """
 
     def append_logs(self, lines: Sequence[tuple[RunId, LogLine]]) -> None:
         """Append output of ClientApps to their runs' logs."""

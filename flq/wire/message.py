@@ -31,7 +31,7 @@ class MessageType:
 
 
 class ErrorCode(IntEnum):
-    """Why there is an error in the place of a reply."""
+    """Why there is an error in the place of a reply. Those below 100 are Flower's."""
 
     UNKNOWN = 0
     LOAD_CLIENT_APP_EXCEPTION = 1
@@ -42,6 +42,8 @@ class ErrorCode(IntEnum):
     MOD_FAILED_PRECONDITION = 6
     INVALID_FAB = 7
     CLIENT_APP_CRASHED = 8
+    STATE_UNAVAILABLE = 100
+    """The client state that the task starts from is not on its node's disk, or cannot be read."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,6 +7,7 @@ is kept over a transport and belongs to the content.
 
 from __future__ import annotations
 
+import sys
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping, MutableMapping
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, Self, TypeVar, cast
@@ -51,6 +52,8 @@ V = TypeVar("V")
 class TypedMapping(MutableMapping[str, V], Generic[V]):
     """A mutable mapping from str that checks what is assigned and keeps the order of insertion."""
 
+    __slots__ = ("_items",)  # a long training keeps thousands of records
+
     def __init__(self) -> None:
         self._items: dict[str, V] = {}
 
@@ -60,7 +63,7 @@ class TypedMapping(MutableMapping[str, V], Generic[V]):
 
     def __setitem__(self, key: str, value: V) -> None:
         check_key(key)
-        self._items[key] = self._checked(key, value)
+        self._items[sys.intern(key) if type(key) is str else key] = self._checked(key, value)
 
     def __getitem__(self, key: str) -> V:
         return self._items[key]
@@ -107,6 +110,8 @@ class ArrayRecord(TypedMapping[Array]):
     >>> {name: array.shape for name, array in record.items()}
     {'0': (2, 3), '1': (3,)}
     """
+
+    __slots__ = ()
 
     def __init__(
         self,
@@ -225,6 +230,8 @@ def _emptied(source: list[NDArray[Any]]) -> Iterator[NDArray[Any]]:
 class _ValueRecord(TypedMapping[V]):
     """A record of scalars of some types, and of lists that hold one of these types."""
 
+    __slots__ = ()
+
     _SCALARS: ClassVar[tuple[type, ...]]
 
     def __init__(self, source: Mapping[str, V] | None = None, *, keep_input: bool = True) -> None:
@@ -295,6 +302,8 @@ class MetricRecord(_ValueRecord[MetricRecordValues]):
     0.25
     """
 
+    __slots__ = ()
+
     _SCALARS = (int, float)
 
 
@@ -304,6 +313,8 @@ class ConfigRecord(_ValueRecord[ConfigRecordValues]):
     >>> ConfigRecord({"lr": 0.1, "layers": ["a", "b"]})["layers"]
     ['a', 'b']
     """
+
+    __slots__ = ()
 
     _SCALARS = (bool, int, float, str, bytes)
 
@@ -319,6 +330,8 @@ class RecordDict(TypedMapping[Record]):
     >>> list(content.metric_records)
     ['metrics']
     """
+
+    __slots__ = ()
 
     def __init__(self, records: Mapping[str, Record] | None = None) -> None:
         super().__init__()

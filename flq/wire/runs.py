@@ -19,7 +19,8 @@ class Submission:
     """A run to be: what `flq run` hands to Control.
 
     `idempotency_key` makes a repeated submission return the run that exists. `select` holds node names or
-    labels (`name` or `key=value`); empty means every node. Times are in seconds.
+    labels (`name` or `key=value`); empty means every node. Times are in seconds. Of its checkpoints the newest
+    `keep_checkpoints` keep their state, 0 being all and None three; with `keep_replies` so do all replies.
     """
 
     app: str
@@ -34,6 +35,23 @@ class Submission:
     priority: int = 0
     weight: float = 1.0
     wall_time_limit: float | None = None
+    keep_replies: bool = False
+    keep_checkpoints: int | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Derivation:
+    """A run to be that takes app, seed and settings from another one: what `flq fork` and `flq rerun` hand to Control.
+
+    With `from_round` it goes on behind that round of the other one, else it begins from scratch. `config` None is that
+    of the other one. `idempotency_key` makes a repeated call return the run that exists.
+    """
+
+    owner: str
+    idempotency_key: str
+    from_round: int | None = None
+    config: Mapping[str, ConfigValue] | None = None
+    name: str | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,7 +69,7 @@ class RunInfo:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunRow:
-    """One row of `flq.runs`."""
+    """One row of `flq.runs`. `wall_time_limit` and `active_time`, what was used of it, are in seconds."""
 
     run_id: RunId
     name: str
@@ -74,6 +92,19 @@ class RunRow:
     started_at: datetime | None
     running_at: datetime | None
     finished_at: datetime | None
+    forked_from: str | None = None
+    forked_from_round: int | None = None
+    rerun_of: str | None = None
+    wall_time_limit: float | None = None
+    active_time: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Cause:
+    """Something that keeps a run from going on. `cause` is a word for programs, `reason` a sentence for people."""
+
+    cause: str
+    reason: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

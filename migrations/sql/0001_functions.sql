@@ -26,3 +26,9 @@ BEGIN
     END LOOP;
 END
 $$;
+
+-- The first five of some names, and how many more there are: for sentences.
+CREATE FUNCTION flq_state.first_names(names text[]) RETURNS text LANGUAGE sql IMMUTABLE AS $$
+    SELECT array_to_string(names[1:5], ', ')
+           || CASE WHEN cardinality(names) > 5 THEN format(' and %s more', cardinality(names) - 5) ELSE '' END
+$$;

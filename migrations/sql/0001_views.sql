@@ -5,14 +5,20 @@ CREATE SCHEMA flq;
 CREATE VIEW flq.runs AS
 SELECT r.name AS run, r.app, r.owner, r.status, r.outcome, r.reason, r.attempt,
        r.rounds_planned,
-       (SELECT count(*) FROM flq_state.checkpoint c WHERE c.run_id = r.run_id AND c.round > 0) AS rounds_done,
+       (SELECT coalesce(max(c.round), 0) FROM flq_state.checkpoint c WHERE c.run_id = r.run_id) AS rounds_done,
        open.tasks_open, ended.results_ok, ended.results_error,
        r.stop_requested_at, r.priority, r.config, r.node_selector, r.seed, r.bundle_hash,
        r.created_at, r.starting_at, r.running_at, r.finished_at,
        coalesce(r.finished_at, clock_timestamp()) - r.created_at AS duration,
-       parent.name AS forked_from, r.forked_from_round, r.run_id
+       r.active_time + CASE WHEN r.attempt_token = 0 THEN interval '0' ELSE
+           least(clock_timestamp(), CASE WHEN a.claimed_at IS NOT NULL THEN a.lease_until END) - r.starting_at
+       END AS active_time,
+       r.wall_time_limit, r.keep_checkpoints, r.keep_replies,
+       parent.name AS forked_from, r.forked_from_round, repeated.name AS rerun_of, r.run_id
 FROM flq_state.run r
 LEFT JOIN flq_state.run parent ON parent.run_id = r.forked_from
+LEFT JOIN flq_state.run repeated ON repeated.run_id = r.rerun_of
+LEFT JOIN flq_state.run_attempt a ON a.run_id = r.run_id AND a.attempt = r.attempt
 CROSS JOIN LATERAL (
     SELECT count(t.task_id) AS tasks_open
     FROM flq_state.batch b JOIN flq_state.task t ON t.batch_id = b.batch_id
@@ -46,7 +52,8 @@ SELECT r.name AS run, step.round,
        sent.begun_at, c.committed_at, r.run_id
 FROM (
     SELECT run_id, round FROM flq_state.batch WHERE round >= 1
-    UNION SELECT run_id, round FROM flq_state.checkpoint WHERE round >= 1
+    UNION SELECT k.run_id, k.round FROM flq_state.checkpoint k JOIN flq_state.run f ON f.run_id = k.run_id
+    WHERE k.round > coalesce(f.forked_from_round, 0)
     UNION SELECT run_id, round FROM flq_state.round_metric WHERE round >= 1
 ) step
 JOIN flq_state.run r ON r.run_id = step.run_id
@@ -115,61 +122,126 @@ JOIN flq_state.run r ON r.run_id = e.run_id;
 
 CREATE VIEW flq.waiting AS
 SELECT r.name AS run, r.status,
-       coalesce(r.running_at, r.starting_at, r.created_at) AS since,
-       CASE
-           WHEN r.stop_requested_at IS NOT NULL THEN 'a stop was requested; its SuperExec has not confirmed it yet'
-           WHEN r.status = 'pending' AND alive.superexecs = 0 THEN 'no SuperExec is alive'
-           WHEN r.status = 'pending' AND alive.superlinks = 0 THEN 'no SuperLink is alive to dispatch it'
-           WHEN r.status = 'pending' AND busy.attempts >= alive.slots
-               THEN format('all %s SuperExec slots are taken', alive.slots)
-           WHEN r.status = 'pending' THEN 'it waits for the next dispatch'
-           WHEN a.status = 'published' THEN coalesce(delay.reason, 'no SuperExec has taken its job yet')
-           WHEN r.status = 'starting' THEN 'its ServerApp is starting'
-           WHEN open.offline > 0 THEN format('%s of %s open tasks are for nodes that are offline: %s',
-                                             open.offline, open.tasks, open.offline_nodes)
-           WHEN open.tasks > open.leased THEN format('%s of %s open tasks wait for a free slot of their nodes',
-                                                     open.tasks - open.leased, open.tasks)
-           WHEN open.tasks > 0 THEN format('%s tasks are being worked on by their nodes', open.tasks)
-           ELSE format('its ServerApp is computing, or waits for nodes: %s that it may use are online', usable.nodes)
-       END AS reason,
-       r.run_id
+       CASE r.status WHEN 'running' THEN r.running_at WHEN 'starting' THEN r.starting_at ELSE
+           (SELECT max(e.at) FROM flq_state.run_event e
+            WHERE e.run_id = r.run_id AND e.event IN ('submitted', 'requeued', 'resumed'))
+       END AS since,
+       c.cause, c.reason, c.place, r.run_id
 FROM flq_state.run r
 LEFT JOIN flq_state.run_attempt a ON a.run_id = r.run_id AND a.attempt = r.attempt
+LEFT JOIN flq_state.process holder ON holder.process_id = a.process_id
 CROSS JOIN LATERAL (
-    SELECT count(*) FILTER (WHERE p.kind = 'superexec') AS superexecs,
-           count(*) FILTER (WHERE p.kind = 'superlink') AS superlinks,
-           coalesce(sum(p.slots) FILTER (WHERE p.kind = 'superexec'), 0) AS slots
-    FROM flq_state.process p WHERE p.alive_until > clock_timestamp()
+    SELECT clock_timestamp() AS at,
+           r.status = 'pending' AS pending,
+           r.status = 'starting' AND a.status = 'published' AS published,
+           r.status <> 'pending' AND a.status = 'claimed' AND a.lease_until < clock_timestamp() AS abandoned,
+           r.status = 'pending' AND coalesce(r.not_before > clock_timestamp(), false) AS held_back
+) now
+CROSS JOIN LATERAL (
+    SELECT count(*) FILTER (WHERE p.kind = 'superexec' AND p.alive_until > now.at) AS superexecs,
+           count(*) FILTER (WHERE p.kind = 'superlink' AND p.alive_until > now.at) AS superlinks,
+           coalesce(sum(p.slots) FILTER (WHERE p.kind = 'superexec' AND p.alive_until > now.at), 0) AS slots,
+           max(p.alive_until) FILTER (WHERE p.kind = 'superexec' AND isfinite(p.alive_until)) AS superexec_seen,
+           max(p.alive_until) FILTER (WHERE p.kind = 'superlink' AND isfinite(p.alive_until)) AS superlink_seen
+    FROM flq_state.process p
 ) alive
 CROSS JOIN LATERAL (
-    SELECT count(*) AS attempts FROM flq_state.run_attempt o WHERE o.status <> 'ended'
+    SELECT count(*) AS attempts, flq_state.first_names(array_agg(o.name ORDER BY o.run_id)) AS runs
+    FROM flq_state.run_attempt b JOIN flq_state.run o ON o.run_id = b.run_id
+    WHERE b.status <> 'ended'
 ) busy
 CROSS JOIN LATERAL (
-    SELECT count(*) AS tasks,
-           count(*) FILTER (WHERE t.lease_until > clock_timestamp()) AS leased,
-           count(*) FILTER (WHERE p.alive_until IS NULL OR p.alive_until <= clock_timestamp()) AS offline,
-           string_agg(n.name, ', ' ORDER BY n.node_id)
-               FILTER (WHERE p.alive_until IS NULL OR p.alive_until <= clock_timestamp()) AS offline_nodes
-    FROM flq_state.batch b
-    JOIN flq_state.task t ON t.batch_id = b.batch_id
-    JOIN flq_state.node n ON n.node_id = t.node_id
-    LEFT JOIN flq_state.process p ON p.process_id = n.process_id
-    WHERE b.run_id = r.run_id
+    SELECT count(*) AS tasks, min(x.deadline) AS deadline,
+           count(*) FILTER (WHERE NOT x.online) AS offline,
+           flq_state.first_names(array_agg(DISTINCT x.offline_node ORDER BY x.offline_node)
+                                 FILTER (WHERE NOT x.online)) AS offline_nodes,
+           count(*) FILTER (WHERE x.online AND NOT x.leased) AS queued,
+           flq_state.first_names(array_agg(DISTINCT x.node ORDER BY x.node)
+                                 FILTER (WHERE x.online AND NOT x.leased)) AS queued_nodes,
+           count(*) FILTER (WHERE x.online AND x.leased) AS leased,
+           flq_state.first_names(array_agg(DISTINCT x.node ORDER BY x.node)
+                                 FILTER (WHERE x.online AND x.leased)) AS leased_nodes,
+           min(x.claimed_at) FILTER (WHERE x.online AND x.leased) AS claimed_at
+    FROM (
+        SELECT n.name AS node, b.deadline, t.claimed_at,
+               n.name || CASE WHEN isfinite(p.alive_until) THEN
+                   format(' (for %s s)', ceil(extract(epoch FROM now.at - p.alive_until))) ELSE '' END AS offline_node,
+               t.lease_until > now.at AS leased,
+               coalesce(p.alive_until > now.at, false) AS online
+        FROM flq_state.batch b
+        JOIN flq_state.task t ON t.batch_id = b.batch_id
+        JOIN flq_state.node n ON n.node_id = t.node_id
+        LEFT JOIN flq_state.process p ON p.process_id = n.process_id
+        WHERE b.run_id = r.run_id
+    ) x
 ) open
 CROSS JOIN LATERAL (
-    SELECT count(*) AS nodes
-    FROM flq_state.node n JOIN flq_state.process p ON p.process_id = n.process_id
-    WHERE p.alive_until > clock_timestamp()
-      AND (r.node_selector = '{}'
-           OR n.name = ANY (r.node_selector)
-           OR EXISTS (SELECT FROM jsonb_each_text(n.labels) l WHERE l.key || '=' || l.value = ANY (r.node_selector)))
+    SELECT count(*) AS known, count(*) FILTER (WHERE p.alive_until > now.at) AS nodes
+    FROM flq_state.node n LEFT JOIN flq_state.process p ON p.process_id = n.process_id
+    WHERE r.node_selector = '{}'
+       OR n.name = ANY (r.node_selector)
+       OR EXISTS (SELECT FROM jsonb_each_text(n.labels) l WHERE l.key || '=' || l.value = ANY (r.node_selector))
 ) usable
 LEFT JOIN LATERAL (
     SELECT e.reason FROM flq_state.run_event e
-    WHERE e.run_id = r.run_id AND e.event = 'delayed' AND e.at >= a.published_at
+    WHERE e.run_id = r.run_id AND e.event = 'delayed' AND e.at >= r.starting_at
     ORDER BY e.event_id DESC LIMIT 1
-) delay ON a.status = 'published'
-WHERE r.status <> 'finished';
+) delay ON now.published AND a.publications = 0
+LEFT JOIN LATERAL (
+    SELECT e.reason FROM flq_state.run_event e
+    WHERE e.run_id = r.run_id AND e.event = 'over quota'
+      AND e.at >= r.running_at
+      AND NOT EXISTS (SELECT FROM flq_state.batch b WHERE b.run_id = r.run_id AND b.created_at > e.at)
+    ORDER BY e.event_id DESC LIMIT 1
+) quota ON r.status = 'running'
+CROSS JOIN LATERAL (
+    VALUES
+    (1, 'stop', r.stop_requested_at IS NOT NULL AND NOT now.abandoned,
+     format('a stop was requested %s s ago; the SuperExec on %s has not confirmed yet that its ServerApp has ended',
+            ceil(extract(epoch FROM now.at - r.stop_requested_at)), holder.host)),
+    (2, 'no_superexec', (now.pending OR now.published) AND alive.superexecs = 0,
+     'no SuperExec is alive' || coalesce(
+         '; the last one went ' || ceil(extract(epoch FROM now.at - alive.superexec_seen)) || ' s ago', '')),
+    (3, 'no_superlink', (now.pending OR now.published) AND alive.superlinks = 0,
+     'no SuperLink is alive to dispatch it' || coalesce(
+         '; the last one went ' || ceil(extract(epoch FROM now.at - alive.superlink_seen)) || ' s ago', '')),
+    (4, 'back_off', now.held_back,
+     format('attempt %s has ended early: %s; the next one begins in %s s', r.attempt,
+            split_part(coalesce(a.error, 'nobody knows why'), chr(10), 1),
+            ceil(extract(epoch FROM r.not_before - now.at)))),
+    (5, 'slots', now.pending AND alive.superexecs > 0 AND busy.attempts >= alive.slots,
+     format('all %s SuperExec slots are taken, by %s', alive.slots, busy.runs)),
+    (6, 'dispatch', now.pending AND NOT now.held_back AND alive.superlinks > 0 AND busy.attempts < alive.slots,
+     'it waits for the next dispatch'),
+    (7, 'broker', now.published AND a.publications = 0,
+     coalesce(delay.reason, 'its job has not been published yet')),
+    (8, 'job', now.published AND a.publications > 0 AND alive.superexecs > 0,
+     format('no SuperExec has taken its job yet; published %s times, the last time %s s ago', a.publications,
+            ceil(extract(epoch FROM now.at - a.published_at)))),
+    (9, 'lease', now.abandoned,
+     format('its SuperExec on %s has not renewed its lease for %s s: another attempt follows', holder.host,
+            ceil(extract(epoch FROM now.at - a.lease_until)))),
+    (10, 'starting', r.status = 'starting' AND a.status = 'claimed' AND NOT now.abandoned,
+     format('its ServerApp is starting on %s', holder.host)),
+    (11, 'quota', quota.reason IS NOT NULL, quota.reason),
+    (12, 'offline', open.offline > 0,
+     format('%s of %s open tasks are for nodes that are offline: %s', open.offline, open.tasks, open.offline_nodes)),
+    (13, 'queued', open.queued > 0,
+     format('%s of %s open tasks wait for a free slot of their nodes: %s', open.queued, open.tasks, open.queued_nodes)),
+    (14, 'working', open.leased > 0,
+     format('%s of %s open tasks are being worked on, the longest for %s s: by %s', open.leased, open.tasks,
+            ceil(extract(epoch FROM now.at - open.claimed_at)), open.leased_nodes)),
+    (15, 'deadline', open.tasks > 0,
+     format('what is open of them in %s s ends then, at its deadline',
+            greatest(0, ceil(extract(epoch FROM open.deadline - now.at))))),
+    (16, 'no_node', r.status = 'running' AND open.tasks = 0 AND usable.nodes = 0,
+     format('no node that it may use is online; %s are known', usable.known)),
+    (17, 'few_nodes', r.status = 'running' AND open.tasks = 0 AND usable.nodes > 0 AND usable.nodes < r.min_nodes,
+     format('%s nodes that it may use are online, and it was started for %s', usable.nodes, r.min_nodes)),
+    (18, 'serverapp', r.status = 'running' AND open.tasks = 0 AND usable.nodes >= greatest(r.min_nodes, 1),
+     format('its ServerApp is computing, or waits for nodes: %s that it may use are online', usable.nodes))
+) c(place, cause, holds, reason)
+WHERE r.status <> 'finished' AND c.holds;
 
 CREATE VIEW flq.maintenance AS
 SELECT m.name AS sweep, m.at, m.duration, m.done, m.error

@@ -14,7 +14,7 @@ from sqlalchemy.dialects import postgresql
 from sqlalchemy.types import UserDefinedType
 
 SQL = Path(__file__).parent.parent / "sql"
-ENUMS = ("run_status", "outcome", "attempt_status", "result_status", "process_kind", "object_holder")
+ENUMS = ("run_status", "outcome", "attempt_status", "result_status", "process_kind", "object_holder", "step_kind")
 
 revision: str = "0001"
 down_revision: str | None = None
@@ -41,6 +41,15 @@ def upgrade() -> None:
         ),
         sa.CheckConstraint("octet_length(bundle_hash) = 32", name=op.f("ck_bundle_sha256")),
         sa.PrimaryKeyConstraint("bundle_hash", name=op.f("pk_bundle")),
+        schema="flq_state",
+    )
+    op.create_table(
+        "client_state",
+        sa.Column("run_id", sa.BigInteger(), autoincrement=False, nullable=False),
+        sa.Column("node_id", sa.BigInteger(), autoincrement=False, nullable=False),
+        sa.Column("task_id", sa.BigInteger(), autoincrement=False, nullable=False),
+        sa.Column("batch_id", sa.BigInteger(), nullable=False),
+        sa.PrimaryKeyConstraint("run_id", "node_id", "task_id", name=op.f("pk_client_state")),
         schema="flq_state",
     )
     op.create_table(
@@ -309,6 +318,10 @@ def upgrade() -> None:
         sa.Column("stop_requested_at", sa.DateTime(timezone=True), nullable=True),
         sa.Column("forked_from", sa.BigInteger(), nullable=True),
         sa.Column("forked_from_round", sa.Integer(), nullable=True),
+        sa.Column("rerun_of", sa.BigInteger(), nullable=True),
+        sa.Column("excused_attempts", sa.Integer(), server_default=sa.text("0"), nullable=False),
+        sa.Column("not_before", sa.DateTime(timezone=True), nullable=True),
+        sa.Column("active_time", sa.Interval(), server_default=sa.text("'00:00:00'"), nullable=False),
         sa.Column(
             "created_at", sa.DateTime(timezone=True), server_default=sa.text("clock_timestamp()"), nullable=False
         ),
@@ -328,6 +341,7 @@ def upgrade() -> None:
         sa.CheckConstraint("(status = 'finished') = (outcome IS NOT NULL)", name=op.f("ck_run_outcome_iff_finished")),
         sa.CheckConstraint("name ~ '^[a-z0-9][a-z0-9-]{0,62}$'", name=op.f("ck_run_name_form")),
         sa.CheckConstraint("pruned_at IS NULL OR status = 'finished'", name=op.f("ck_run_pruned_if_finished")),
+        sa.CheckConstraint("forked_from_round IS NOT NULL OR forked_from IS NULL", name=op.f("ck_run_round_if_forked")),
         sa.CheckConstraint("status <> 'running' OR running_at IS NOT NULL", name=op.f("ck_run_running_at_if_running")),
         sa.CheckConstraint(
             "status NOT IN ('starting', 'running') OR starting_at IS NOT NULL", name=op.f("ck_run_starting_at_if_begun")
@@ -338,6 +352,7 @@ def upgrade() -> None:
         sa.CheckConstraint("weight > 0", name=op.f("ck_run_weight_positive")),
         sa.ForeignKeyConstraint(["bundle_hash"], ["flq_state.bundle.bundle_hash"], name=op.f("fk_run_bundle_hash")),
         sa.ForeignKeyConstraint(["forked_from"], ["flq_state.run.run_id"], name=op.f("fk_run_forked_from")),
+        sa.ForeignKeyConstraint(["rerun_of"], ["flq_state.run.run_id"], name=op.f("fk_run_rerun_of")),
         sa.PrimaryKeyConstraint("run_id", name=op.f("pk_run")),
         sa.UniqueConstraint("name", name=op.f("uq_run_name")),
         sa.UniqueConstraint("owner", "idempotency_key", name=op.f("uq_run_owner_idempotency_key")),
@@ -400,6 +415,7 @@ def upgrade() -> None:
         sa.Column("branch", sa.Integer(), nullable=False),
         sa.Column("attempt", sa.Integer(), nullable=False),
         sa.Column("next_sequence", sa.BigInteger(), nullable=False),
+        sa.Column("first_sequence", sa.BigInteger(), nullable=True),
         sa.Column("state", sa.LargeBinary(), nullable=True),
         sa.Column(
             "metrics", postgresql.JSONB(astext_type=sa.Text()), server_default=sa.text("'{}'::jsonb"), nullable=False
@@ -411,6 +427,30 @@ def upgrade() -> None:
         sa.ForeignKeyConstraint(["run_id"], ["flq_state.run.run_id"], name=op.f("fk_checkpoint_run_id")),
         sa.PrimaryKeyConstraint("checkpoint_id", name=op.f("pk_checkpoint")),
         sa.UniqueConstraint("run_id", "round", name=op.f("uq_checkpoint_run_id_round")),
+        schema="flq_state",
+    )
+    op.create_table(
+        "node_list",
+        sa.Column("run_id", sa.BigInteger(), nullable=False),
+        sa.Column("list_hash", sa.LargeBinary(), nullable=False),
+        sa.Column("nodes", postgresql.JSONB(astext_type=sa.Text()), nullable=False),
+        sa.ForeignKeyConstraint(["run_id"], ["flq_state.run.run_id"], name=op.f("fk_node_list_run_id")),
+        sa.PrimaryKeyConstraint("run_id", "list_hash", name=op.f("pk_node_list")),
+        schema="flq_state",
+    )
+    op.create_table(
+        "step",
+        sa.Column("run_id", sa.BigInteger(), nullable=False),
+        sa.Column("branch", sa.Integer(), nullable=False),
+        sa.Column("sequence", sa.BigInteger(), nullable=False),
+        sa.Column("kind", sa.Enum("push", "checkpoint", name="step_kind", schema="flq_state"), nullable=False),
+        sa.Column("attempt", sa.Integer(), nullable=False),
+        sa.Column(
+            "delivered", postgresql.JSONB(astext_type=sa.Text()), server_default=sa.text("'[]'::jsonb"), nullable=False
+        ),
+        sa.Column("made_at", sa.DateTime(timezone=True), server_default=sa.text("clock_timestamp()"), nullable=False),
+        sa.ForeignKeyConstraint(["run_id"], ["flq_state.run.run_id"], name=op.f("fk_step_run_id")),
+        sa.PrimaryKeyConstraint("run_id", "branch", "sequence", name=op.f("pk_step")),
         schema="flq_state",
     )
     op.create_table(
@@ -515,6 +555,7 @@ def downgrade() -> None:
     """Go back to the one before."""
     op.execute("DROP SCHEMA flq CASCADE")
     op.execute("DROP FUNCTION flq_state.make_partitions")
+    op.execute("DROP FUNCTION flq_state.first_names")
     op.drop_index(op.f("ix_run_event_run_id_event_id"), table_name="run_event", schema="flq_state")
     op.drop_table("run_event", schema="flq_state")
     op.drop_index(
@@ -525,6 +566,8 @@ def downgrade() -> None:
     )
     op.drop_table("run_attempt", schema="flq_state")
     op.drop_table("round_metric", schema="flq_state")
+    op.drop_table("step", schema="flq_state")
+    op.drop_table("node_list", schema="flq_state")
     op.drop_table("checkpoint", schema="flq_state")
     op.drop_table("batch", schema="flq_state")
     op.drop_table("artifact", schema="flq_state")
@@ -559,6 +602,7 @@ def downgrade() -> None:
     op.drop_table("maintenance_run", schema="flq_state")
     op.drop_index(op.f("ix_log_line_run_id_xid"), table_name="log_line", schema="flq_state")
     op.drop_table("log_line", schema="flq_state")
+    op.drop_table("client_state", schema="flq_state")
     op.drop_table("bundle", schema="flq_state")
     for name in ENUMS:
         op.execute(f"DROP TYPE flq_state.{name}")

@@ -111,7 +111,7 @@ def test_a_clientapp_that_cannot_be_imported(flq: Flq, tmp_path: Path):
     why = "the ClientApp cannot be loaded: importing tiny.client failed: KeyError: 'here'"
     nodes = "node-1, node-2, node-3 and 1 more"
     assert failed.reason == (
-        f"ServerApp raised StrategyError: round 1: none of 4 replies can be used: {nodes}: error 1: {why}"
+        f"ServerApp raised NoUsableReply: round 1: none of 4 replies can be used: {nodes}: error 1: {why}"
     )
     assert 'File "tiny/client.py", line 2, in <module>\n    x = {}["here"]' in failed.shown
     assert failed.shown.count('x = {}["here"]') == 1

@@ -60,7 +60,7 @@ def test_no_node_is_online(flq: Flq, tmp_path: Path):
         waits = next(line for line in process.stdout if "waiting for nodes" in line)
         assert waits == "flq.app: waiting for nodes: 0 of 2 nodes are online; giving up in 3600 s\n"
         waiting = flq.json("show", "patient")["waiting"]
-        assert waiting == "its ServerApp is computing, or waits for nodes: 0 that it may use are online"
+        assert waiting == "no node that it may use is online; 4 are known"
         told = seen(*ended(required), code=1)
         assert told.message == "2 nodes are required, 0 are online"
         assert told.hint == "flq nodes lists them; host more: flq supernode --name NAME --nodes N"

@@ -32,7 +32,7 @@ from tests.integration.link_acts import Doors
 from tests.waiting import eventually
 
 NODES = ("a", "b", "c", "d")
-BEGINNINGS = {"claim": "-- Leases open tasks%", "submit": "-- Finishes tasks%"}
+BEGINNINGS = {"claim": "WITH%wanted AS%", "submit": "WITH sent AS%"}
 
 
 def broken(db: Database) -> list[str]:

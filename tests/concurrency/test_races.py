@@ -87,6 +87,18 @@ def test_a_claim_does_not_wait_for_another_and_takes_nothing_of_it(scene: Scene,
     assert second.leases == ()
 
 
+def test_claims_for_two_nodes_of_one_batch_do_not_get_in_each_others_way(doors: Doors, db: Database, races: Races):
+    """What both tasks belong to, the batch and the run, is nobody's."""
+    _, hosted = doors.fleet("a", "b")
+    grid, _ = doors.grid()
+    pushed = grid.push(act.push(*(node.node_id for node in hosted)))
+    process_id = act.process().process_id
+    with races.holding(claiming(process_id, hosted[:1])) as first:
+        second = races.beside(claiming(process_id, hosted[1:])).result()
+    found = [lease.key.task_id for lease in (*first.leases, *second.leases)]
+    assert found == list(pushed.task_ids)
+
+
 def test_a_claim_rolled_back_leaves_its_tasks_to_the_next(scene: Scene, races: Races):
     with races.forgetting(claiming(scene.process_id, scene.hosted)) as first:
         assert len(first.leases) == 1
@@ -231,6 +243,45 @@ def test_a_claim_sees_nothing_of_a_push_that_is_under_way_and_all_of_it_after(sc
         assert len(races.beside(claim).result().leases) == 1
     again = claiming(scene.process_id, scene.hosted)(scene.db)
     assert [lease.key.task_id for lease in again.leases] == list(made.task_ids)
+
+
+def test_submits_for_one_node_do_not_wait_for_each_other(doors: Doors, db: Database, races: Races):
+    """They lock tasks, not their node."""
+    scene = Scene(doors, db, tasks_=2)
+    first, second = act.claim(scene.fleet, scene.hosted)
+    with races.holding(submitting(first)):
+        verdicts = races.beside(submitting(second)).result()
+    assert verdicts == {second.key.task_id: Verdict.ACCEPTED}
+
+
+@pytest.mark.parametrize("name", ["submit", "renew", "release", "cancel"])
+def test_rows_are_locked_by_node_before_they_are_by_task(doors: Doors, db: Database, races: Races, name: str):
+    """The task of the higher node is the older one: whoever waits for the lower node's does not hold it."""
+    fleet, hosted = doors.fleet("a", "b")
+    grid, claim = doors.grid()
+    low, high = (node.node_id for node in hosted)
+    pushed = grid.push(act.push(high, low))
+    older, younger = pushed.task_ids
+    leases = sorted(act.claim(fleet, hosted), key=lambda lease: lease.key.task_id)
+    epochs = {node.node_id: node.epoch for node in hosted}
+
+    def cancel(db: Database) -> int:
+        with db.transaction() as tx:
+            return tasks.cancel_batches(tx, claim.run.run_id, [pushed.batch_id], reason="a test")
+
+    works: dict[str, Work] = {
+        "submit": submitting(*leases),
+        "renew": lambda db: tasks.renew(db, [lease.key for lease in leases], epochs),
+        "release": lambda db: tasks.release(db, [lease.key for lease in leases]),
+        "cancel": cancel,
+    }
+    with db.transaction() as holder:
+        holder.execute("SELECT FROM flq_state.task WHERE task_id = %s FOR UPDATE", [younger])
+        call = races.blocked(works[name])
+        with db.transaction() as other:
+            found = other.execute("SELECT FROM flq_state.task WHERE task_id = %s FOR UPDATE NOWAIT", [older])
+            assert found.rowcount == 1
+    call.result()
 
 
 @pytest.mark.parametrize("name", ["submit", "renew", "release", "cancel"])

@@ -62,14 +62,14 @@ def test_a_pending_run_is_stopped_at_once_and_a_finished_one_stays_as_it_is(hous
     assert (stopped.status, stopped.outcome, stopped.reason) == (RunStatus.FINISHED, Outcome.STOPPED, "enough")
     assert control.stop(name, actor="bob", reason="again") == control.run(name)
     assert [(event.event, event.actor) for event in control.events(name)] == [("submitted", "ada"), ("stopped", "ada")]
-    assert control.waiting(name) is None
+    assert control.waiting(name) == []
 
 
 def test_a_running_run_is_asked_to_stop(house: House):
     _, claim = house.grid()
     control = house.control()
     assert control.stop(claim.run.name, actor="ada").stop_requested
-    assert "stop was requested" in (control.waiting(claim.run.name) or "")
+    assert "stop was requested" in control.waiting(claim.run.name)[0].reason
     (attempt,) = control.attempts(claim.run.name)
     assert attempt.attempt == 1
 

@@ -8,8 +8,8 @@ from datetime import UTC, datetime
 import pytest
 
 from flq.errors import LinkError, NodeUnknown, ObjectCorrupt, ObjectsMissing, ObjectUnknown, RunUnknown
-from flq.link import attempts
-from flq.wire.fleet import Fleet, HostedNode, NodeSpec
+from flq.link import attempts, states
+from flq.wire.fleet import Fleet, HostedNode, Lease, NodeSpec, StateBase, StateVersion
 from flq.wire.ids import RunId
 from flq.wire.runs import FeedCursor, LogLine
 from flq.wire.status import Outcome, ResultStatus, Verdict
@@ -114,6 +114,71 @@ def test_a_reply_that_names_objects_that_are_not_stored_changes_nothing(house: H
     assert fleet.submit([reply]) == {lease.key.task_id: Verdict.ACCEPTED}
 
 
+def test_a_task_starts_from_the_state_that_an_accepted_reply_has_left(house: House):
+    fleet, hosted = connected(house, "a")
+    grid, claim = house.grid()
+    node = hosted[0].node_id
+    leases: list[Lease] = []
+    for _ in range(3):
+        grid.push(act.push(node))
+        leases += fleet.claim([node], per_node=1, total=1, token=act.token()).leases
+    first, second, third = leases
+    assert fleet.state_bases([first.key]) == {first.key.task_id: StateBase(None)}
+    fleet.submit([act.reply(first, state=True)])
+    fleet.submit([act.reply(second)])
+    version = StateVersion(run_id=claim.run.run_id, node_id=node, task_id=first.key.task_id)
+    assert fleet.state_bases([third.key]) == {third.key.task_id: StateBase(version)}
+    fleet.submit([act.reply(third, state=True)])
+    assert fleet.state_bases([second.key]) == {second.key.task_id: StateBase(version, is_newest=False)}
+
+
+def test_a_later_attempt_that_goes_another_way_is_told_by_the_branch(house: House):
+    fleet, hosted = connected(house, "a")
+    grid, claim = house.grid()
+    node = hosted[0].node_id
+    for sequence in range(2):
+        grid.push(act.push(node, sequence=sequence))
+        (lease,) = fleet.claim([node], per_node=1, total=1, token=act.token()).leases
+        fleet.submit([act.reply(lease, state=True)])
+        assert lease.branch == 0
+    attempts.release(house.db, run_id=claim.run.run_id, token=claim.token, reason="its host went away")
+    grid, _ = house.grid(claim.run.run_id)
+    grid.push(act.push(node, sequence=1, group="another"))
+    (anew,) = fleet.claim([node], per_node=1, total=1, token=act.token()).leases
+    assert anew.branch == 1
+    base = fleet.state_bases([anew.key])[anew.key.task_id]
+    assert base.version is not None
+    assert base.version.task_id < lease.key.task_id
+    assert base.is_newest
+
+
+def test_of_the_versions_of_a_run_the_newest_is_needed(house: House):
+    fleet, hosted = connected(house, "a")
+    grid, claim = house.grid()
+    node = hosted[0].node_id
+    versions = []
+    for _ in range(states.KEPT_SINCE_CHECKPOINT + 2):
+        grid.push(act.push(node))
+        (lease,) = fleet.claim([node], per_node=1, total=1, token=act.token()).leases
+        fleet.submit([act.reply(lease, state=True)])
+        versions.append(StateVersion(run_id=claim.run.run_id, node_id=node, task_id=lease.key.task_id))
+    assert fleet.unneeded_states(versions) == set(versions[:2])
+    assert fleet.unneeded_states([]) == frozenset()
+
+
+def test_the_state_of_nodes_that_it_does_not_host_is_refused(house: House):
+    fleet, _ = connected(house, "a")
+    other, hosted = connected(house, "b")
+    grid, claim = house.grid()
+    grid.push(act.push(hosted[0].node_id))
+    (lease,) = other.claim([hosted[0].node_id], per_node=1, total=1, token=act.token()).leases
+    with pytest.raises(NodeUnknown):
+        fleet.state_bases([lease.key])
+    version = StateVersion(run_id=claim.run.run_id, node_id=hosted[0].node_id, task_id=lease.key.task_id)
+    with pytest.raises(NodeUnknown):
+        fleet.unneeded_states([version])
+
+
 def test_a_push_ends_a_wait(house: House):
     fleet, hosted = connected(house, "a")
     grid, _ = house.grid()
@@ -191,3 +256,24 @@ def test_a_process_that_says_goodbye_is_offline_at_once(house: House):
     assert grid.nodes() == []
     with pytest.raises(LinkError):
         fleet.heartbeat()
+
+
+def test_a_stop_is_confirmed_for_each_node_once_and_only_a_stop_is(house: House):
+    fleet, hosted = connected(house, "b", "a")
+    other, others = connected(house, "elsewhere")
+    _, claim = house.grid()
+    control = house.control()
+    run_id, pairs = claim.run.run_id, [(claim.run.run_id, node.node_id) for node in hosted]
+
+    def confirmed() -> list[str]:
+        return [event.actor for event in control.events(str(run_id)) if event.event == "stopped on node"]
+
+    fleet.confirm_ended(pairs)
+    assert confirmed() == []
+    control.stop(str(run_id), actor="ada")
+    fleet.confirm_ended(pairs)
+    fleet.confirm_ended(pairs)
+    other.confirm_ended(pairs)
+    assert sorted(confirmed()) == ["a", "b"]
+    other.confirm_ended([(run_id, others[0].node_id)])
+    assert sorted(confirmed()) == ["a", "b", "elsewhere"]

@@ -7,15 +7,16 @@ from collections.abc import Callable
 
 import pytest
 
-from flq.errors import AttemptFenced, NodeUnknown, ObjectsMissing
+from flq.errors import AttemptFenced, LinkError, NodeUnknown, ObjectsMissing
 from flq.link import attempts
 from flq.wire.fleet import Fleet, HostedNode, Lease, NodeSpec
-from flq.wire.grid import Checkpoint, Grid
-from flq.wire.ids import NodeId
+from flq.wire.grid import Checkpoint, Delivered, Delivery, DeliveryKind, Grid, Step, StepKind
+from flq.wire.ids import BatchId, NodeId
 from flq.wire.runs import FeedCursor
-from flq.wire.status import ResultStatus
+from flq.wire.status import ResultStatus, Verdict
 from tests.conformance.conftest import House
 from tests.integration import link_acts as act
+from tests.waiting import eventually
 
 
 def connected(house: House, *names: str) -> tuple[Fleet, list[HostedNode]]:
@@ -67,6 +68,82 @@ def test_a_push_is_all_or_nothing_and_a_repeated_one_finds_the_first(house: Hous
     into = bytearray(5)
     grid.read(name, memoryview(into))
     assert (bytes(into), grid.size(name)) == (b"model", 5)
+
+
+def test_steps_come_back_with_what_was_delivered_before_them(house: House):
+    _, hosted = connected(house, "a", "b")
+    grid, _ = house.grid()
+    assert grid.steps() == []
+    nodes = tuple(grid.nodes())
+    shown = Delivery(kind=DeliveryKind.NODES, node_list=b"both", times=3)
+    first = grid.push(
+        act.push(*(node.node_id for node in hosted), sequence=0, delivered=Delivered((shown,), {b"both": nodes}))
+    )
+    one, two = first.task_ids
+    pulls = (
+        Delivery(kind=DeliveryKind.PULLED, times=7),
+        Delivery(kind=DeliveryKind.PULLED, task_ids=(two, one), timed_out=(one,)),
+        Delivery(kind=DeliveryKind.RECEIVED, task_ids=(one, two), timed_out=(one, two)),
+    )
+    grid.commit_round(checkpoint(1, next_sequence=2, first_sequence=None, delivered=Delivered(pulls)))
+    grid.push(act.push(hosted[0].node_id, sequence=2))
+    assert grid.steps() == [
+        Step(0, StepKind.PUSH, (shown,)),
+        Step(1, StepKind.CHECKPOINT, pulls),
+        Step(2, StepKind.PUSH, ()),
+    ]
+    assert grid.node_list(b"both") == nodes
+    with pytest.raises(LinkError):
+        grid.node_list(b"none")
+
+
+def test_steps_that_a_checkpoint_leaves_out_are_not_repeated_save_the_first(house: House):
+    _, hosted = connected(house, "a")
+    grid, _ = house.grid()
+    node_id = hosted[0].node_id
+    for number in range(4):
+        grid.push(act.push(node_id, sequence=number))
+    grid.commit_round(checkpoint(1, next_sequence=5, first_sequence=1))
+    grid.push(act.push(node_id, sequence=5))
+    assert [step.sequence for step in grid.steps()] == [0, 1, 5]
+
+
+def test_a_step_that_diverges_takes_those_before_it_into_a_branch_of_its_own(house: House):
+    fleet, hosted = connected(house, "a")
+    grid, _ = house.grid()
+    node_id = hosted[0].node_id
+    pushes = [grid.push(act.push(node_id, sequence=number, group=f"old {number}")) for number in range(3)]
+    new = grid.push(act.push(node_id, sequence=1, group="new"))
+    assert not new.replayed
+    assert grid.push(act.push(node_id, sequence=0, group="old 0")).task_ids == pushes[0].task_ids
+    assert grid.push(act.push(node_id, sequence=1, group="new")).task_ids == new.task_ids
+    assert [step.sequence for step in grid.steps()] == [0, 1]
+    assert [lease.group for lease in claimed(fleet, hosted)] == ["old 0", "new"]
+
+
+def test_tasks_that_ended_without_a_reply_can_be_issued_anew(house: House):
+    fleet, hosted = connected(house, "a", "b")
+    grid, _ = house.grid()
+    pushed = grid.push(act.push(*(node.node_id for node in hosted)))
+    first = next(lease for lease in claimed(fleet, hosted) if lease.key.task_id == pushed.task_ids[0])
+    fleet.submit([act.reply(first)])
+    assert grid.cancel([pushed.batch_id]) == 1
+    assert grid.reissue(pushed.batch_id, pushed.task_ids, 60.0) == 1
+    assert grid.reissue(pushed.batch_id, pushed.task_ids, 60.0) == 0
+
+    leases: list[Lease] = []
+
+    def look() -> list[Lease]:
+        fleet.wait(0)  # the nodes are told, as they are of a push
+        leases.extend(claimed(fleet, hosted))
+        return leases
+
+    eventually(look, what="a claim of what was issued anew")
+    (again,) = leases
+    assert (again.key.task_id, again.attempt) == (pushed.task_ids[1], 2)
+    assert fleet.submit([act.reply(again)]) == {again.key.task_id: Verdict.ACCEPTED}
+    keys = grid.arrived([pushed.batch_id], FeedCursor()).keys
+    assert {key.status for key in keys} == {ResultStatus.OK}
 
 
 def test_each_result_is_told_once_and_read_in_the_order_asked_for(house: House):
@@ -141,6 +218,7 @@ def test_an_artifact_is_replaced_by_a_later_one_of_its_name(house: House):
 WRITES: dict[str, Callable[[Grid, NodeId], object]] = {
     "push": lambda grid, node: grid.push(act.push(node)),
     "cancel": lambda grid, _: grid.cancel([]),
+    "reissue": lambda grid, _: grid.reissue(BatchId(1), [], 60.0),
     "plan_rounds": lambda grid, _: grid.plan_rounds(9),
     "commit_round": lambda grid, _: grid.commit_round(checkpoint(7)),
     "record_metrics": lambda grid, _: grid.record_metrics(1, {"loss": 9.0}),

@@ -80,10 +80,10 @@ def answer(app: ClientApp, fleet: DbFleet, lease: Lease, *, last: bool) -> Reply
 
 
 @contextmanager
-def supernode(doors: Doors) -> Iterator[list[int]]:
+def supernode(doors: Doors, app: ClientApp | None = None) -> Iterator[list[int]]:
     """Hosts the nodes and does their tasks, newest node first; hands out the ids of the tasks that it did."""
     fleet, hosted = doors.fleet(*NODES)
-    app, done, stop = adding_app(), list[int](), threading.Event()
+    app, done, stop = app or adding_app(), list[int](), threading.Event()
 
     def work() -> None:
         while not stop.is_set():

@@ -175,7 +175,7 @@ def test_a_fenced_attempt_is_killed_at_once_and_records_nothing(bench: Bench):
 def test_the_wall_time_limit(bench: Bench):
     run_id = bench.submit(FOREVER, wall_time_limit=1.0)
     assert bench.launch() == "failed"
-    assert bench.row(run_id).reason == "its wall-time limit passed"
+    assert bench.row(run_id).reason == "its wall-time limit of 1 s passed"
     assert is_gone(bench.pid(run_id))
 
 
@@ -227,7 +227,7 @@ def test_an_app_sees_no_secrets_and_has_its_own_place(bench: Bench, monkeypatch:
     name = bench.row(run_id).name
     assert not {"FLQ_DSN", "FLQ_BROKER", "FLQ_READY_FD"} & set(environ)
     assert bench.dsn not in json.dumps([environ, argv])
-    assert environ["OMP_NUM_THREADS"] == "1"
+    assert (environ["OMP_NUM_THREADS"], environ["PYTHONHASHSEED"]) == ("1", "0")
     assert folder == str(bench.home / "work" / name)
     assert leads
     assert not Path(folder).exists(), "a working folder that stayed empty is removed"
@@ -249,6 +249,36 @@ def test_the_same_seed_draws_the_same_numbers(bench: Bench):
         bench.launch()
         drawn.append(bench.log(run_id))
     assert drawn[0] == drawn[1] != drawn[2]
+
+
+def test_the_history_says_how_many_threads_computed(bench: Bench):
+    bench.submit("pass")
+    bench.launch()
+    with bench.db.connection() as connection:
+        rows = connection.execute("SELECT details FROM flq.events WHERE event = 'running'").fetchall()
+    variables = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
+    assert rows == [({"threads": dict.fromkeys(variables, "1")},)]
+
+
+def test_an_app_has_checkpoints_and_goes_on_behind_the_last_one(bench: Bench):
+    body = """
+from flq.apps import MetricRecord, RecordDict
+state = context.restored or RecordDict({"loop": MetricRecord({"done": 0})})
+print(context.attempt, state["loop"]["done"])
+context.checkpoint(RecordDict({"loop": MetricRecord({"done": state["loop"]["done"] + 1})}), metrics={"loss": 0.5})
+if context.attempt == 1:
+    os.kill(os.getpid(), 9)
+"""
+    run_id = bench.submit(body)
+    assert bench.launch() == "given back"
+    with bench.db.connection() as connection:  # without the pause between attempts
+        connection.execute("UPDATE flq_state.run SET not_before = NULL")
+    assert bench.launch() == "completed"
+    printed = [text for _, text in bench.log(run_id) if text[:1] in {"1", "2"}]
+    assert printed == ["1 0", "2 1"]
+    assert [(row.round, row.status, row.metrics) for row in bench.control.rounds(bench.row(run_id).name)] == [
+        (number, "committed", {"loss": 0.5}) for number in (1, 2)
+    ]
 
 
 def test_output_keeps_its_order_and_log_records_their_level(bench: Bench):

@@ -36,7 +36,7 @@ class SuperExec:
         self.log = folder / "superexec.log"
         self.process = self.start()
 
-    def start(self) -> subprocess.Popen[bytes]:
+    def start(self, *options: str) -> subprocess.Popen[bytes]:
         read, write = os.pipe()
         environ = {
             "FLQ_DSN": self.dsn,
@@ -46,7 +46,7 @@ class SuperExec:
         }
         with self.log.open("ab") as log:
             process = subprocess.Popen(
-                python("-m", "flq", "superexec", "--slots", "2"),
+                python("-m", "flq", "superexec", "--slots", "2", *options),
                 env=python_environment(environ),
                 pass_fds=(write,),
                 stdout=log,
@@ -210,3 +210,62 @@ def test_a_killed_pool_child_takes_its_serverapp_along_and_is_replaced(superexec
     superexec.control.stop(str(run_id), actor="me")
     again, _ = superexec.run("pass")
     eventually(lambda: superexec.outcome(again) == Outcome.COMPLETED, what="another run on the same SuperExec")
+
+
+def freeze_children_and_kill(superexec: SuperExec) -> None:
+    """Kill a SuperExec with all of its processes, none of which can say anything any more."""
+    children = descendants_of(superexec.process.pid)
+    for pid in children:
+        os.kill(pid, signal.SIGSTOP)
+    for pid in (superexec.process.pid, *children):
+        os.kill(pid, signal.SIGKILL)
+    superexec.process.wait()
+
+
+def test_a_killed_pool_child_gives_its_run_back_before_its_lease_ends(superexec: SuperExec):
+    body = "if context.attempt == 1:\n    print('here')\n    while True: time.sleep(0.01)"
+    run_id, _ = superexec.begun(body)
+    os.kill(parent_of(superexec.serverapp(run_id)), signal.SIGKILL)
+    eventually(
+        lambda: superexec.control.run(str(run_id)).status == RunStatus.PENDING, timeout=8, what="the return of the run"
+    )
+    (attempt,) = superexec.control.attempts(str(run_id))
+    assert attempt.error == "the process that held it was killed"
+    (job,) = attempts.allocate(superexec.db)
+    superexec.publish(job)
+    eventually(lambda: superexec.outcome(run_id) == Outcome.COMPLETED, what="the end of the run")
+
+
+def test_a_restarted_superexec_gives_back_what_the_former_one_held(superexec: SuperExec):
+    run_id, _ = superexec.begun("if context.attempt == 1:\n    print('here')\n    while True: time.sleep(0.01)")
+    freeze_children_and_kill(superexec)
+    assert superexec.control.run(str(run_id)).status == RunStatus.RUNNING
+    superexec.process = superexec.start()
+    assert superexec.control.run(str(run_id)).status == RunStatus.PENDING
+    (attempt,) = superexec.control.attempts(str(run_id))
+    assert attempt.error == "its SuperExec was restarted"
+    (job,) = attempts.allocate(superexec.db)
+    superexec.publish(job)
+    eventually(lambda: superexec.outcome(run_id) == Outcome.COMPLETED, what="the end of the run")
+
+
+def test_another_superexec_takes_over_when_the_lease_has_ended(superexec: SuperExec):
+    run_id, _ = superexec.begun("if context.attempt == 1:\n    print('here')\n    while True: time.sleep(0.01)")
+    freeze_children_and_kill(superexec)
+    superexec.process = superexec.start("--name", "another")
+    assert superexec.control.run(str(run_id)).status == RunStatus.RUNNING
+    eventually(lambda: attempts.release_abandoned(superexec.db), timeout=30, what="the end of the lease")
+    (job,) = attempts.allocate(superexec.db)
+    superexec.publish(job)
+    eventually(lambda: superexec.outcome(run_id) == Outcome.COMPLETED, what="the end of the run")
+
+
+def test_a_second_superexec_of_the_same_name_is_refused(superexec: SuperExec):
+    environ = {"FLQ_DSN": superexec.dsn, "FLQ_BROKER": superexec.broker, "FLQ_HOME": str(superexec.folder / "home")}
+    command = python("-m", "flq", "superexec", "--slots", "1")
+    second = subprocess.run(command, env=python_environment(environ), capture_output=True, text=True, check=False)
+    assert second.returncode == 1
+    assert "another SuperExec named 'superexec' is at work below" in second.stderr
+    assert "--name" in second.stderr
+    run_id, _ = superexec.run("pass")
+    eventually(lambda: superexec.outcome(run_id) == Outcome.COMPLETED, what="a run of the first one")

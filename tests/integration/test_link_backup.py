@@ -40,7 +40,7 @@ def test_a_run_that_was_at_work_goes_on_in_the_restored_database(
     finished = used.completed()
     grid, claim = doors.grid()
     used.round(grid, claim, 0)
-    pushed = grid.push(act.push(*used.nodes, sequence=1, round=2))
+    pushed = grid.push(act.push(*used.nodes, sequence=2, round=2))
     leased, _ = act.claim(used.fleet, used.hosted)
     used.submit([act.reply(leased)])
     file = tmp_path / "backup.flq"
@@ -67,7 +67,7 @@ def test_a_run_that_was_at_work_goes_on_in_the_restored_database(
         assert held.round == 0
         (model,) = held.objects
         again.read(model, memoryview(bytearray(again.size(model))))
-        repeated = again.push(act.push(*used.nodes, sequence=1, round=2))
+        repeated = again.push(act.push(*used.nodes, sequence=2, round=2))
         assert (repeated.replayed, repeated.task_ids) == (True, pushed.task_ids)
         page = again.arrived([repeated.batch_id], FeedCursor())
         assert [key.task_id for key in page.keys] == [leased.key.task_id]
@@ -76,7 +76,7 @@ def test_a_run_that_was_at_work_goes_on_in_the_restored_database(
         assert [node.node_id for node in hosted] == used.nodes
         fleet.submit([act.reply(lease) for lease in act.claim(fleet, hosted)])
         assert len(again.arrived([repeated.batch_id], page.cursor).keys) == 1
-        again.commit_round(checkpoint(1, frozenset({store(again)}), 2))
+        again.commit_round(checkpoint(1, frozenset({store(again)}), 4))
         attempts.finish(
             restored, run_id=second.run.run_id, token=second.token, outcome=Outcome.COMPLETED, reason=None, exit_code=0
         )

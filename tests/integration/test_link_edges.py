@@ -95,6 +95,16 @@ def test_broadcasts_that_are_not_used_any_more_leave_the_memory(doors: Doors, db
     assert known._bytes == 200
 
 
+def test_of_broadcasts_the_last_ones_stay_in_memory(doors: Doors, db: Database, monkeypatch: pytest.MonkeyPatch):
+    fleet, hosted = doors.fleet("a")
+    grid, _ = doors.grid()
+    monkeypatch.setattr(tasks, "KEPT_BATCHES", 2)
+    for _ in range(4):
+        grid.push(act.push(hosted[0].node_id, manifests=(b"m",)))
+        assert [lease.manifest for lease in act.claim(fleet, hosted)] == [b"m"]
+    assert len(fleet._manifests._known) == 2
+
+
 def test_a_serverapp_waits_for_a_database_that_went_away(doors: Doors, dsn: str, caplog: pytest.LogCaptureFixture):
     grid, claim = doors.grid()
     cut_connections(dsn)

@@ -8,11 +8,11 @@ import psycopg
 import pytest
 
 from flq.errors import IllegalTransition, LinkError
-from flq.link import collection, logs, maintenance, retention, runs, verify
+from flq.link import collection, lineage, logs, maintenance, retention, runs, verify
 from flq.link.database import Database, Tx
 from flq.link.retention import Freed, Scope
 from flq.wire.ids import RunId
-from flq.wire.runs import FeedCursor
+from flq.wire.runs import Derivation, FeedCursor
 from flq.wire.status import Outcome
 from tests.integration import link_acts as act
 from tests.integration.link_acts import Doors
@@ -28,7 +28,10 @@ def count(db: Database, table: str, run_id: RunId | None = None) -> int:
 
 
 def counts(db: Database, run_id: RunId) -> dict[str, int]:
-    tables = ("result", "task_attempt", "log_line", "object_ref", "checkpoint", "round_metric", "run_event", "artifact")
+    tables = (
+        "result", "task_attempt", "client_state", "log_line", "object_ref", "checkpoint", "round_metric", "run_event",
+        "artifact",
+    )  # fmt: skip
     return {table: count(db, table, run_id) for table in tables}
 
 
@@ -114,6 +117,24 @@ def test_with_its_history_nothing_is_left_of_a_run(used: Used, db: Database):
     assert count(db, "bundle") == 1
     retention.prune(db, Scope(runs=(other,), history=True))
     assert count(db, "bundle") == 0
+    assert in_order(db)
+
+
+def test_a_run_keeps_its_history_while_a_fork_of_it_is_at_work(used: Used, doors: Doors, db: Database):
+    old = used.completed()
+    grow_old(db, old)
+    derivation = Derivation(owner="ada", idempotency_key="fork", from_round=1)
+    fork = lineage.derive(db, old, derivation)
+    assert retention.survey(db, Scope(age=30 * DAY, history=True)).runs == 0
+    name = runs.listing(db, run_id=fork)[0].name
+    with pytest.raises(IllegalTransition, match=f"not finished: {name}"):
+        retention.prune(db, Scope(runs=(old,), history=True))
+    assert retention.prune(db, Scope(runs=(old,))).runs == 1
+    assert count(db, "client_state", old) == 4
+    _, claim = doors.grid(fork)
+    used.end(claim, Outcome.COMPLETED)
+    assert retention.prune(db, Scope(age=30 * DAY, history=True)).runs == 1
+    assert count(db, "client_state", old) == 0
     assert in_order(db)
 
 

@@ -12,7 +12,7 @@ from flq.link.dispatch import Dispatcher
 from flq.wire.fleet import NodeSpec
 from flq.wire.grid import Checkpoint
 from flq.wire.ids import RunId
-from flq.wire.runs import Job
+from flq.wire.runs import Cause, Job
 from flq.wire.status import RUN_TRANSITIONS, AttemptStatus, Outcome, RunStatus
 from tests.integration import link_acts as act
 from tests.integration.link_acts import Doors
@@ -243,15 +243,15 @@ def test_the_views_tell_a_run_s_rounds_and_tasks(doors: Doors, control: DbContro
 
 def test_waiting_says_why_a_run_does_not_go_on(doors: Doors, db: Database, control: DbControl):
     run = control.submit(act.submission())
-    assert control.waiting(run.name) == "no SuperExec is alive"
+    assert control.waiting(run.name)[0] == Cause("no_superexec", "no SuperExec is alive")
     fleet, hosted = doors.fleet("far-away")
     grid, claim = doors.grid(run.run_id)
     grid.push(act.push(hosted[0].node_id))
-    assert "1 of 1 open tasks wait for a free slot" in (control.waiting(claim.run.name) or "")
+    assert "1 of 1 open tasks wait for a free slot" in control.waiting(claim.run.name)[0].reason
     fleet.disconnect()
-    assert "offline: far-away" in (control.waiting(claim.run.name) or "")
+    assert "offline: far-away" in control.waiting(claim.run.name)[0].reason
     attempts.finish(db, run_id=run.run_id, token=claim.token, outcome=Outcome.COMPLETED, reason=None, exit_code=0)
-    assert control.waiting(run.name) is None
+    assert control.waiting(run.name) == []
 
 
 def test_a_run_sees_the_online_nodes_that_its_selector_names(doors: Doors, db: Database):
@@ -277,13 +277,15 @@ def bring_to(db: Database, run_id: RunId, to: RunStatus) -> int:
         with db.transaction() as tx:
             assert runs.begin(tx, run_id, token)
     if to == RunStatus.FINISHED:
-        attempts.finish(db, run_id=run_id, token=token, outcome=Outcome.COMPLETED, reason=None, exit_code=0)
+        attempts.finish(db, run_id=run_id, token=token, outcome=Outcome.FAILED, reason="test", exit_code=1)
     return token
 
 
-def move(tx: Tx, run_id: RunId, to: RunStatus, token: int) -> bool:
-    """Try the one function that takes a run to a status."""
-    if to == RunStatus.PENDING:
+def move(tx: Tx, run_id: RunId, before: RunStatus, to: RunStatus, token: int) -> bool:
+    """Try the one function that takes a run from one status to another."""
+    if to == RunStatus.PENDING and before == RunStatus.FINISHED:
+        runs.resume(tx, run_id, actor="test")
+    elif to == RunStatus.PENDING:
         runs.requeue(tx, run_id, actor="test", reason="test")
     elif to == RunStatus.FINISHED:
         runs.finish(tx, run_id, Outcome.FAILED, actor="test", reason="test")
@@ -301,11 +303,10 @@ def test_status_moves_along_the_drawn_graph_only(db: Database, before: RunStatus
     token = bring_to(db, run_id, before)
     try:
         with db.transaction() as tx:
-            moved = move(tx, run_id, after, token)
+            moved = move(tx, run_id, before, after, token)
     except IllegalTransition:
         moved = False
-    drawn = (before, after) in RUN_TRANSITIONS - {(RunStatus.FINISHED, RunStatus.PENDING)}  # resume has no function yet
-    assert moved == drawn
+    assert moved == ((before, after) in RUN_TRANSITIONS)
     assert status(db, run_id) == (after if moved else before)
 
 

@@ -87,6 +87,6 @@ def test_it_says_goodbye(dsn: str, db: Database):
         assert connection.execute(alive).fetchone() == (0,)
     act.superexec(db)
     run = control.submit(act.submission())
-    assert control.waiting(run.name) == "no SuperLink is alive to dispatch it"
+    assert control.waiting(run.name)[0].reason.startswith("no SuperLink is alive to dispatch it; the last one went ")
     assert control.run(run.name).status == RunStatus.PENDING
     control.close()

@@ -253,12 +253,26 @@ def test_overdue_and_exhausted_tasks_are_ended(doors: Doors, db: Database):
         tx.execute("UPDATE flq_state.task SET attempt = %s WHERE batch_id = %s", [tasks.MAX_ATTEMPTS, tried.batch_id])
     assert act.claim(fleet, hosted) == []
     with db.transaction() as tx:
-        assert (tasks.expire_overdue(tx), tasks.end_exhausted(tx)) == (1, 1)
+        assert (tasks.expire_overdue(tx), tasks.ExhaustedSweep()(tx)) == (1, 1)
     page = grid.arrived([late.batch_id, tried.batch_id], FeedCursor())
     assert {(r.batch_id, r.status) for r in grid.results(page.keys)} == {
         (late.batch_id, ResultStatus.EXPIRED),
         (tried.batch_id, ResultStatus.ERROR),
     }
+
+
+def test_exhausted_tasks_are_found_part_by_part(doors: Doors, db: Database):
+    _, hosted = doors.fleet("a", "b")
+    grid, _ = doors.grid()
+    pushed = grid.push(act.push(*[node.node_id for node in hosted for _ in range(4)]))
+    tried = [pushed.task_ids[3], pushed.task_ids[6]]
+    with db.transaction() as tx:
+        exhaust = "UPDATE flq_state.task SET attempt = %s WHERE task_id = ANY (%s)"
+        tx.execute(exhaust, [tasks.MAX_ATTEMPTS, tried])
+        sweep = tasks.ExhaustedSweep(look=3)
+        assert [sweep(tx) for _ in range(3)] == [0, 1, 1]
+        tx.execute(exhaust, [tasks.MAX_ATTEMPTS, [pushed.task_ids[0]]])
+        assert sweep(tx) == 1, "it begins anew"
 
 
 def test_a_feed_has_no_gap_behind_a_late_commit_and_no_row_twice(doors: Doors, db: Database):

@@ -38,7 +38,26 @@ BREAK = {
     ],
     "attempts_rise": ["UPDATE flq_state.task_attempt SET attempt = attempt + 1 WHERE reason = 'ok'"],
     "results_have_attempts": ["DELETE FROM flq_state.task_attempt WHERE reason = 'ok'"],
+    "states_have_replies": ["INSERT INTO flq_state.client_state VALUES (4711, 2, 4711, 4711)"],
     "no_orphans": ["UPDATE flq_state.log_line SET run_id = 4711"],
+    "steps_are_whole": ["DELETE FROM flq_state.step WHERE kind = 'push'"],
+    "commits_follow": ["UPDATE flq_state.checkpoint SET next_sequence = 4711 WHERE round = 0"],
+    "deliveries_exist": [
+        "UPDATE flq_state.step SET delivered = '[{\"received\": [[4711, 2]]}]' WHERE kind = 'checkpoint'"
+    ],
+    "delivered_once": [
+        (
+            "UPDATE flq_state.step"
+            " SET delivered = delivered || jsonb_build_object('pulled', delivered #> '{0,received}')"
+            " WHERE delivered @? '$[0].received'"
+        )
+    ],
+    "time_outs_stay": [
+        (
+            "UPDATE flq_state.step SET delivered = jsonb_build_array((delivered -> 0)"
+            " || jsonb_build_object('timed_out', delivered #> '{0,received}')) WHERE delivered @? '$[0].received'"
+        )
+    ],
     "references_have_holders": ["UPDATE flq_state.object_ref SET holder_id = 4711 WHERE holder = 'artifact'"],
     "objects_are_complete": ["UPDATE flq_state.object_chunk SET data = substr(data, 1, 100) WHERE sequence = 0"],
     "nothing_is_left_over": ["DELETE FROM flq_state.object_pin", "DELETE FROM flq_state.object_ref"],
@@ -100,6 +119,13 @@ def test_what_breaks_an_invariant_is_found(used: Database, invariant: str):
         ("no_orphans", "UPDATE flq_state.task_message SET task_id = task_id + 4711"),
         ("no_orphans", "UPDATE flq_state.task_attempt SET task_id = task_id + 4711"),
         ("results_have_attempts", "UPDATE flq_state.task_attempt SET node_id = 4711"),
+        (
+            "states_have_replies",
+            (
+                "INSERT INTO flq_state.client_state SELECT run_id, node_id, task_id, batch_id FROM flq_state.result"
+                " WHERE status <> 'ok'"
+            ),
+        ),
         ("leases_have_holders", "UPDATE flq_state.task SET epoch = 4711 WHERE token <> 0"),
         ("attempts_rise", "UPDATE flq_state.task SET attempt = 1 WHERE attempt > 1"),
         ("objects_are_complete", "DELETE FROM flq_state.object_chunk WHERE sequence = 0"),
@@ -108,6 +134,10 @@ def test_what_breaks_an_invariant_is_found(used: Database, invariant: str):
         ("drawn_transitions", "UPDATE flq_state.run_event SET event = 'stopped' WHERE event = 'completed'"),
         ("one_active_attempt", "UPDATE flq_state.run_attempt SET status = 'ended', ended_at = now()"),
         ("tokens_match", "UPDATE flq_state.run_attempt SET token = 4711"),
+        ("steps_are_whole", "DELETE FROM flq_state.step WHERE kind = 'checkpoint'"),
+        ("steps_are_whole", "DELETE FROM flq_state.batch"),
+        ("deliveries_exist", "UPDATE flq_state.batch SET sequence = sequence + 100"),
+        ("deliveries_exist", "DELETE FROM flq_state.node_list"),
         ("partitions", "CREATE TABLE flq_state.log_line_p19990101 ()"),
         ("partitions", "ALTER TABLE flq_state.result_p000001 RENAME TO result_p000009"),
     ],

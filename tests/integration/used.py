@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 from datetime import UTC, datetime
 
 from flq.link import attempts, logs, runs
@@ -10,7 +11,7 @@ from flq.link.attempts import AttemptClaim
 from flq.link.database import Database
 from flq.link.grid import DbGrid
 from flq.wire.fleet import Reply
-from flq.wire.grid import Checkpoint
+from flq.wire.grid import Checkpoint, Delivered, Delivery, DeliveryKind
 from flq.wire.ids import NodeId, ObjectHash, RunId
 from flq.wire.objects import CHUNK_BYTES
 from flq.wire.runs import LogLine
@@ -51,15 +52,19 @@ class Used:
         return [node.node_id for node in self.hosted]
 
     def round(self, grid: DbGrid, claim: AttemptClaim, number: int) -> None:
-        """Push a model to the nodes, have it trained, commit."""
-        model = store(grid)
-        grid.push(act.push(*self.nodes, sequence=number, round=number + 1, objects=frozenset({model})))
+        """Push a model to the nodes, have it trained, commit: two steps."""
+        model, nodes = store(grid), tuple(grid.nodes())
+        shown = Delivered((Delivery(kind=DeliveryKind.NODES, node_list=b"nodes"),), {b"nodes": nodes})
+        step = 2 * number
+        grid.push(act.push(*self.nodes, sequence=step, round=number + 1, objects=frozenset({model}), delivered=shown))
         replies = []
         for lease in act.claim(self.fleet, self.hosted):
             update = store(grid)
-            replies.append(act.reply(lease, objects=frozenset({update}), payload_bytes=PAYLOAD))
+            replies.append(act.reply(lease, objects=frozenset({update}), payload_bytes=PAYLOAD, state=True))
         self.submit(replies)
-        grid.commit_round(checkpoint(number, frozenset({store(grid)}), number + 1))
+        received = Delivery(kind=DeliveryKind.RECEIVED, task_ids=tuple(reply.key.task_id for reply in replies))
+        commit = checkpoint(number, frozenset({store(grid)}), step + 2)
+        grid.commit_round(replace(commit, delivered=Delivered((received,))))
         logs.append(self.db, [(claim.run.run_id, line(f"round {number}"))])
 
     def submit(self, replies: list[Reply]) -> None:
@@ -92,7 +97,7 @@ class Used:
         attempts.release(self.db, run_id=claim.run.run_id, token=claim.token, reason="its host went away")
         grid, claim = self.doors.grid(claim.run.run_id)
         messages = (b"one", b"two")
-        grid.push(act.push(*self.nodes, sequence=1, manifests=messages, objects=frozenset({store(grid)})))
+        grid.push(act.push(*self.nodes, sequence=2, manifests=messages, objects=frozenset({store(grid)})))
         first, second = act.claim(self.fleet, self.hosted)
         self.fleet.release([first.key])
         (again,) = act.claim(self.fleet, self.hosted)
@@ -102,7 +107,7 @@ class Used:
             connection.execute("UPDATE flq_state.task SET lease_until = clock_timestamp() - interval '1 s'")
         (later,) = act.claim(self.fleet, self.hosted)
         assert (later.key.task_id, later.attempt) == (second.key.task_id, 2)
-        grid.push(act.push(*self.nodes, sequence=2))
+        grid.push(act.push(*self.nodes, sequence=3))
         stopped, _ = self.doors.grid()
         stopped.push(act.push(self.nodes[0], sequence=0))
         row = stopped.run()

@@ -65,7 +65,11 @@ def filled(servers: Addresses, admin: Callable[[str], None], template: str) -> I
 
 
 CASES: dict[str, tuple[Any, dict[str, Any], int]] = {
-    "release_rounds": (checkpoints, {"next_sequence": ROUNDS}, 1000),
+    "release_rounds": (
+        checkpoints,
+        {"next_sequence": ROUNDS, "first_sequence": 0, "open_batches": [], "open_from": None},
+        1000,
+    ),
     "last_checkpoint": (checkpoints, {}, 20),
     "hold_attempt": (checkpoints, {"token": 1}, 20),
     "due_pins": (collection, {"limit": 200}, 60),

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import closing
 from typing import Any
 
 import pytest
+from psycopg.types.json import Jsonb
 
 from flq.link import batches, results, runs, tasks
 from flq.link.database import Database, Tx, connect
@@ -20,7 +22,7 @@ __all__ = ["doors"]
 NODES = 20
 RUNS = 4
 TASKS = 250  # on each node, of each run
-STATEMENTS = {**tasks.SQL, **results.SQL, **batches.SQL}
+AGGREGATES = (tasks, results, batches)
 
 FILL = """
 INSERT INTO flq_state.batch (run_id, branch, sequence, attempt, kind, group_id, tasks, deadline, content_hash, manifest)
@@ -40,6 +42,22 @@ SELECT b.batch_id, 1000000 + row_number() OVER (), b.run_id, n.node_id, 'ok', ''
 FROM flq_state.batch b, flq_state.node n
 WHERE b.sequence >= 1000
 """
+
+
+def statement(name: str) -> str:
+    return str(next(aggregate.SQL[name] for aggregate in AGGREGATES if name in aggregate.SQL))
+
+
+def claim_values(nodes: Sequence[int], known: Mapping[int, int], *, beyond: int) -> dict[str, Any]:
+    """What a claim for `nodes` is asked, behind the cursors `known` of runs."""
+    pairs = [(node, run, after) for node in nodes for run, after in known.items()]
+    return {
+        "node_ids": list(nodes), "epochs": [1] * len(nodes), "clocks": [0.0] * len(nodes),
+        "beyonds": [beyond] * len(nodes),
+        "known_nodes": [node for node, *_ in pairs], "known_runs": [run for _, run, _ in pairs],
+        "known_after": [after for *_, after in pairs], "known_tags": [0.0] * len(pairs),
+        "per_node": 2, "total": 100, "token": 9, "process_id": uuid.uuid4(), "lease": 15.0, "max_attempts": 10,
+    }  # fmt: skip
 
 
 class Filled:
@@ -76,15 +94,7 @@ class Filled:
 
     def claim(self, nodes: int, *, known: Mapping[int, int] | None = None) -> dict[str, Any]:
         """A claim for some nodes: a full look, or one behind cursors."""
-        asked = self.nodes[:nodes]
-        pairs = [(node, run, after) for node in asked for run, after in (known or {}).items()]
-        return {
-            "node_ids": asked, "epochs": [1] * nodes, "clocks": [0.0] * nodes,
-            "beyonds": [self.last_run if known else 0] * nodes,
-            "known_nodes": [node for node, *_ in pairs], "known_runs": [run for _, run, _ in pairs],
-            "known_after": [after for *_, after in pairs], "known_tags": [0.0] * len(pairs), "again": False,
-            "per_node": 2, "total": 100, "token": 9, "process_id": uuid.uuid4(), "lease": 15.0, "max_attempts": 10,
-        }  # fmt: skip
+        return claim_values(self.nodes[:nodes], known or {}, beyond=self.last_run if known else 0)
 
     def values(self, tx: Tx, name: str) -> dict[str, Any]:
         """What a statement is asked."""
@@ -105,9 +115,10 @@ class Filled:
             "overdue_tasks": {"limit": 1000},
             "push": {
                 "run_id": self.run_id, "token": self.token, "node_ids": self.nodes, "sequence": 1, "kind": "train",
-                "group_id": "1", "round": 1, "ttl": 60.0, "content_hash": b"x", "manifest": b"m", "manifests": [],
-                "objects": [],
+                "checked": True, "group_id": "1", "round": 1, "ttl": 60.0, "content_hash": b"x", "manifest": b"m",
+                "manifests": [], "objects": [], "delivered": Jsonb([]),
             },
+            "reissue": {"run_id": self.run_id, "token": self.token, "batch_id": keys["batch_ids"][0], "ttl": 60.0},
             "pushed_before": {"run_id": self.run_id, "token": self.token, "sequence": 1000},
         }  # fmt: skip
         return {**keys, **extra.get(name, {})}
@@ -131,6 +142,7 @@ BY_KEY = {
     "replies": (150, {"pk_result"}),
     "push": (500, set()),
     "pushed_before": (60, {"ix_task_batch_id", "pk_result", "ix_result_batch_id_xid"}),
+    "reissue": (100, {"pk_result", "ix_result_batch_id_xid"}),
     "open_tasks_of_batches": (400, {"ix_task_batch_id"}),
     "overdue_tasks": (9000, {"ix_task_batch_id"}),
     "broadcast_manifests": (50, set()),
@@ -158,10 +170,44 @@ def test_hot_statements_go_by_key_whatever_the_statistics(filled: Filled, db: Da
     for name, (pages, allowed) in BY_KEY.items():
         for generic in (True, False):
             with db.connection() as tx, tx.transaction(force_rollback=True):
-                plan = explain(tx, STATEMENTS[name], filled.values(tx, name), generic=generic)
+                plan = explain(tx, statement(name), filled.values(tx, name), generic=generic)
             if indexes(plan) - allowed or plan.buffers > pages:
                 wrong.append(f"{name} generic={generic} {indexes(plan)} {plan.buffers} pages")
     assert not wrong, "\n".join(wrong)
+
+
+LONGEST = 4096
+"""psycopg parses a statement of more bytes anew with every call."""
+
+
+def test_statements_that_are_planned_while_tables_are_small_go_by_key_too(doors: Doors, dsn: str, db: Database):
+    _, hosted = doors.fleet("a", "b", "c")
+    grid, _ = doors.grid()
+    pushed = [grid.push(act.push(*[node.node_id for node in hosted])) for _ in range(20)]
+    with db.connection() as connection:
+        connection.execute("VACUUM ANALYZE")
+    hot = Database(dsn, application="test", by_key=True)
+    keys: dict[str, Any] = {
+        "node_ids": [node.node_id for node in hosted], "run_ids": [1] * 3, "task_ids": list(pushed[0].task_ids),
+        "batch_ids": [pushed[0].batch_id] * 3, "tokens": [7] * 3,
+    }  # fmt: skip
+    claim = claim_values(keys["node_ids"], {}, beyond=0)
+    wrong = {}
+    with closing(hot), hot.connection() as tx:
+        for name, values in {
+            "claim": claim, "claim_again": claim, "renew": {**keys, "lease": 15.0}, "release": keys,
+            "stored_before": keys, "replies": keys,
+        }.items():  # fmt: skip
+            with tx.transaction(force_rollback=True):
+                plan = explain(tx, statement(name), values, generic=True)
+            wrong[name] = {
+                t for t in ("task", "batch", "result", "node") for s in plan.scans(t) if s.kind == "Seq Scan"
+            }
+    assert {name: tables for name, tables in wrong.items() if tables} == {}
+
+
+def test_hot_statements_are_short_enough_to_be_parsed_once():
+    assert {name: len(statement(name).encode()) for name in BY_KEY if len(statement(name).encode()) > LONGEST} == {}
 
 
 @pytest.fixture
@@ -202,6 +248,6 @@ def test_submits_and_renewals_under_a_held_snapshot_go_by_key(doors: Doors, db: 
         tx.execute("ANALYZE flq_state.task")
         for name in ("submit", "renew", "release"):
             with tx.transaction(force_rollback=True):
-                plan = explain(tx, STATEMENTS[name], filled.values(tx, name), generic=True)
+                plan = explain(tx, statement(name), filled.values(tx, name), generic=True)
             assert indexes(plan) == {"pk_task"}
             assert plan.buffers <= BY_KEY[name][0]

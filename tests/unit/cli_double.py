@@ -1,7 +1,5 @@
 """A Control for tests of the command line: answers what it is given."""
 
-# ruff: noqa: ARG002 - the methods have the arguments of Control
-
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
@@ -13,6 +11,8 @@ from flq.wire.ids import NodeId, ObjectHash, RunId
 from flq.wire.runs import (
     ArtifactRow,
     AttemptRow,
+    Cause,
+    Derivation,
     EventRow,
     FeedCursor,
     LogLine,
@@ -114,7 +114,9 @@ class ControlDouble:
         self.stopped: list[tuple[str, str, str | None]] = []
         self.queries: list[str] = []
         self.answer = Table(("run", "n"), (("brave-otter", 1), ("calm-fox", None)))
-        self.reason: str | None = None
+        self.causes: list[tuple[str, str]] = []
+        self.derived: list[tuple[str, Derivation]] = []
+        self.resumed: list[tuple[str, float | None]] = []
         self.closed = False
         self.errors: list[Exception] = []
 
@@ -141,8 +143,18 @@ class ControlDouble:
     def events(self, run: str) -> list[EventRow]:
         return [EventRow(at=THEN, event="submitted", actor="ada", reason=None)]
 
-    def waiting(self, run: str) -> str | None:
-        return self.reason
+    def waiting(self, run: str) -> list[Cause]:
+        return [Cause(*cause) for cause in self.causes]
+
+    def derive(self, run: str, derivation: Derivation) -> RunRow:
+        self._fail()
+        self.derived.append((run, derivation))
+        return self.rows[0]
+
+    def resume(self, run: str, *, actor: str, wall_time_limit: float | None = None) -> RunRow:
+        self._fail()
+        self.resumed.append((run, wall_time_limit))
+        return self.rows[0]
 
     def stop(self, run: str, *, actor: str, reason: str | None = None) -> RunRow:
         self.stopped.append((run, actor, reason))

@@ -450,10 +450,10 @@ class TestRounds:
         again = Grid(door)
         saved = again.last_checkpoint()
         assert saved is not None
-        assert (saved.round, saved.next_sequence, saved.metrics) == (1, 1, {"loss": 0.5})
+        assert (saved.round, saved.next_sequence, saved.metrics) == (1, 2, {"loss": 0.5})
         assert saved.content == model(4.0)
-        again.continue_at(saved.next_sequence)
-        assert again.sequence == 1
+        again.continue_at(saved.position)
+        assert again.sequence == 2
 
     def test_trainings_of_one_run_count_their_rounds_on(self) -> None:
         door = GridDouble(echo)

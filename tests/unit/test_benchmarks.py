@@ -109,6 +109,8 @@ def test_sides_are_taken_down_when_a_measurement_fails():
         (Goal("2 nodes", "took", ratio=10), ("flq",), None),
         (Goal("2 nodes", "took", at_most=1), ("flq",), True),
         (Goal("2 nodes", "took", at_most=0.9), ("flq",), False),
+        (Goal("2 nodes", "took", at_least=1), ("flq",), True),
+        (Goal("2 nodes", "took", at_least=1.1), ("flq",), False),
         (Goal("2 nodes", "took", at_most=0.9, ratio=10), ("flq", "flwr"), False),
         (Goal("10 nodes", "took", ratio=10), ("flq", "flwr"), None),
     ],
@@ -134,7 +136,7 @@ def test_a_result_has_every_value_and_the_page_is_made_of_it(tmp_path: Path):
     assert [sample["values"]["took"] for sample in found["samples"]] == [[0.02], [3.0], [9.0], [0.03], [0.04], [6.0]]
     (line,) = report.table(found)
     assert line == [
-        "2 nodes", "one round", "30 ms (20 ms to 40 ms)", "6 s (3 s to 9 s)", "200x", "150x to 300x",
+        "2 nodes", "one round", "30 ms (20 ms to 40 ms)", "flwr 6 s (3 s to 9 s)", "200x", "150x to 300x",
         "at least 150x: reached",
     ]  # fmt: skip
     page = (tmp_path / "example.md").read_text()

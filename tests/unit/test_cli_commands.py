@@ -14,10 +14,11 @@ from click.testing import CliRunner, Result
 from flq.cli import run as run_command
 from flq.cli.main import main
 from flq.cli.sql import VIEWS, statements
+from flq.errors import IllegalTransition
 from flq.models.views import VIEWS as MODELS_VIEWS
-from flq.wire.runs import RunRow
+from flq.wire.runs import EventRow, RunRow
 from flq.wire.status import RunStatus
-from tests.unit.cli_double import DONE, FAILED, NODE, RUN, ControlDouble, line
+from tests.unit.cli_double import DONE, FAILED, NODE, RUN, THEN, ControlDouble, line
 
 Invoke = Callable[..., Result]
 
@@ -97,9 +98,29 @@ def test_show(invoke: Invoke, door: ControlDouble):
 
 
 def test_show_of_an_unfinished_run_says_what_it_waits_for(invoke: Invoke, door: ControlDouble):
-    door.reason = "no SuperExec is alive"
+    door.causes = [("no_superexec", "no SuperExec is alive"), ("no_superlink", "no SuperLink is alive")]
     assert "no SuperExec is alive" in invoke("show", "brave-otter").stdout
     assert data(invoke("show", "brave-otter", "--json"))["waiting"] == "no SuperExec is alive"
+
+
+def test_show_tells_where_a_run_comes_from_and_what_it_has_used(invoke: Invoke, door: ControlDouble):
+    door.rows = [replace(RUN, forked_from="calm-fox", forked_from_round=5, wall_time_limit=60.0, active_time=12.0)]
+    text = invoke("show", "brave-otter").stdout
+    assert "calm-fox, behind round 5" in text
+    assert "12.0 s of 60.0 s" in text
+    door.rows = [replace(RUN, rerun_of="calm-fox")]
+    assert "calm-fox, run again from scratch" in invoke("show", "brave-otter").stdout
+
+
+def test_show_tells_of_many_nodes_that_confirm_a_stop_in_one_line(
+    invoke: Invoke, door: ControlDouble, monkeypatch: pytest.MonkeyPatch
+):
+    stops = [EventRow(at=THEN, event="stopped on node", actor=f"node-{number}", reason=None) for number in range(300)]
+    monkeypatch.setattr(door, "events", lambda _run: stops)
+    text = invoke("show", "brave-otter").stdout
+    assert text.count("stopped on node") == 1
+    assert "300 nodes" in text
+    assert len(data(invoke("show", "brave-otter", "--json"))["events"]) == 300
 
 
 def test_an_unknown_run(invoke: Invoke):
@@ -117,6 +138,64 @@ def test_stop(invoke: Invoke, door: ControlDouble):
     door.rows = [DONE]
     assert invoke("stop", "brave-otter").stderr == "brave-otter is finished: completed\n"
     assert data(invoke("stop", "brave-otter", "--json"))["status"] == "finished"
+
+
+# explain, resume, fork, rerun
+
+
+def test_explain_tells_every_cause_with_the_way_out(invoke: Invoke, door: ControlDouble):
+    door.causes = [("no_superexec", "no SuperExec is alive"), ("starting", "its ServerApp is starting")]
+    lines = invoke("explain", "brave-otter").stdout.splitlines()
+    assert lines[0] == "brave-otter is running"
+    assert lines[1::2] == ["- no SuperExec is alive", "- its ServerApp is starting"]
+    assert "flq superexec" in lines[2]
+    found = data(invoke("explain", "brave-otter", "--json"))
+    assert (found["run"], found["status"]) == ("brave-otter", "running")
+    assert [cause["cause"] for cause in found["causes"]] == ["no_superexec", "starting"]
+    assert found["causes"][1]["hint"] is None
+
+
+def test_explain_of_a_finished_run_says_how_it_ended(invoke: Invoke, door: ControlDouble):
+    door.rows = [FAILED]
+    assert invoke("explain", "brave-otter").stdout == f"brave-otter is failed: {FAILED.reason}\n"
+    assert data(invoke("explain", "brave-otter", "--json"))["causes"] == []
+
+
+def test_resume_prints_the_run_and_returns(invoke: Invoke, door: ControlDouble):
+    result = invoke("resume", "brave-otter", "--wall-time-limit", "7200")
+    assert (result.exit_code, result.stdout) == (0, "brave-otter\n")
+    assert door.resumed == [("brave-otter", 7200.0)]
+    door.rows = [RUN, DONE]
+    assert invoke("resume", "brave-otter", "--wait").exit_code == 0
+    door.rows = [RUN, FAILED]
+    assert json.loads(invoke("resume", "brave-otter", "--wait", "--json").stdout)["error"]["code"] == "run_failed"
+
+
+def test_a_run_that_cannot_be_resumed_is_an_error(invoke: Invoke, door: ControlDouble):
+    door.errors = [IllegalTransition("brave-otter has completed", hint="flq rerun brave-otter")]
+    result = invoke("resume", "brave-otter")
+    assert (result.exit_code, result.stdout) == (1, "")
+    assert result.stderr == "error: brave-otter has completed\nhint: flq rerun brave-otter\n"
+
+
+def test_fork_takes_the_run_s_configuration_with_overrides(invoke: Invoke, door: ControlDouble):
+    result = invoke("fork", "brave-otter", "--from-round", "5", "-c", "lr=0.5", "--name", "lower")
+    assert (result.exit_code, result.stdout) == (0, "brave-otter\n")
+    ((run, derivation),) = door.derived
+    assert (run, derivation.from_round, derivation.name) == ("brave-otter", 5, "lower")
+    assert derivation.config == {**RUN.config, "lr": 0.5}
+
+
+def test_fork_refuses_what_is_no_round_and_no_setting_of_the_run(invoke: Invoke, door: ControlDouble):
+    for options in ([], ["--from-round", "-1"], ["--from-round", "5", "-c", "nonsense=1"]):
+        assert invoke("fork", "brave-otter", *options).exit_code == 2
+    assert door.derived == []
+
+
+def test_rerun_repeats_a_run_from_scratch(invoke: Invoke, door: ControlDouble):
+    assert invoke("rerun", "brave-otter", "--name", "again", "--json").exit_code == 0
+    ((run, derivation),) = door.derived
+    assert (run, derivation.from_round, derivation.config, derivation.name) == ("brave-otter", None, None, "again")
 
 
 # logs
@@ -241,12 +320,16 @@ def test_run_prints_the_name_and_returns(invoke: Invoke, door: ControlDouble, ap
 
 def test_run_hands_its_options_on(invoke: Invoke, door: ControlDouble, app: str):
     options = ["-c", "rounds=5 lr=0.5", "--on", "a,site=b", "--on", "node-1", "--name", "mine", "--seed", "4"]
-    assert invoke("run", app, *options, "--priority", "2", "--time-limit", "60", "--nodes", "1").exit_code == 0
+    options += ["--priority", "2", "--wall-time-limit", "60", "--nodes", "1"]
+    assert invoke("run", app, *options, "--keep-checkpoints", "all", "--keep-replies").exit_code == 0
     (submission,) = door.submitted
     assert submission.config == {"rounds": 5, "lr": 0.5}
     assert submission.select == ("a", "site=b", "node-1")
     assert (submission.name, submission.seed, submission.priority) == ("mine", 4, 2)
     assert (submission.wall_time_limit, submission.min_nodes) == (60.0, 1)
+    assert (submission.keep_checkpoints, submission.keep_replies) == (0, True)
+    assert invoke("run", app, "--keep-checkpoints", "5").exit_code == 0
+    assert (door.submitted[1].keep_checkpoints, door.submitted[1].keep_replies) == (5, False)
 
 
 @pytest.mark.parametrize("row", [DONE, FAILED])
@@ -290,7 +373,16 @@ def test_run_needs_its_nodes(invoke: Invoke, door: ControlDouble, app: str, monk
 
 
 @pytest.mark.parametrize(
-    "options", [["--stream", "--wait"], ["--timeout", "3"], ["-c", "nonsense=1"], ["--nodes", "0"]]
+    "options",
+    [
+        ["--stream", "--wait"],
+        ["--timeout", "3"],
+        ["-c", "nonsense=1"],
+        ["--nodes", "0"],
+        ["--keep-checkpoints", "0"],
+        ["--keep-checkpoints", "some"],
+        ["--wall-time-limit", "0"],
+    ],
 )
 def test_run_with_wrong_options_is_usage(invoke: Invoke, door: ControlDouble, app: str, options: list[str]):
     assert invoke("run", app, *options).exit_code == 2

@@ -89,7 +89,7 @@ def test_json_lines_end_with_the_envelope(capsys: pytest.CaptureFixture[str]):
 def test_a_run_that_does_not_begin_says_why_once(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(following, "_PATIENT_SECONDS", -1)
     door = ControlDouble(PENDING, PENDING, DONE, rounds=[])
-    door.reason = "no SuperExec is alive"
+    door.causes = [("no_superexec", "no SuperExec is alive")]
     follow(door, "brave-otter", StreamView(), timeout=None)
     assert capsys.readouterr().err == "waiting: no SuperExec is alive\n"
 

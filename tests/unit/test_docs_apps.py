@@ -11,6 +11,7 @@ from click.testing import CliRunner
 
 from flq.apps import Context, Grid, RecordDict
 from flq.apps.bundle import DEFAULT_EXCLUDE, DEFAULT_INCLUDE, MAX_DEPTH, MAX_FILES, MAX_PACKED_BYTES, MAX_UNPACKED_BYTES
+from flq.apps.checkpoints import Checkpoints
 from flq.apps.loader import load_clientapp, load_serverapp
 from flq.apps.project import load_project
 from flq.apps.runconfig import override_config
@@ -43,8 +44,9 @@ def lead(app: Path, monkeypatch: pytest.MonkeyPatch) -> GridDouble:
     monkeypatch.setattr("sys.path", list(__import__("sys").path))
     project = load_project(app)
     door = GridDouble(nodes_of(load_clientapp(app), project.config, NODES), node_ids=NODES, config=project.config)
-    context = Context(run_id=7, node_id=1, node_config={}, state=RecordDict(), run_config=dict(project.config))
-    load_serverapp(app)(Grid(door), context)
+    grid = Grid(door)
+    context = Context(7, 1, {}, RecordDict(), dict(project.config), checkpoints=Checkpoints(grid))
+    load_serverapp(app)(grid, context)
     return door
 
 
@@ -86,3 +88,13 @@ def test_the_limits_of_the_reference_are_those_of_the_code():
     assert "at most {} MB packed, {} MB unpacked, {} files, and {} levels".format(*limits) in text
     for pattern in (*DEFAULT_INCLUDE, *DEFAULT_EXCLUDE):
         assert pattern in text or pattern in {".*", "*.pyc"}, pattern
+
+
+def test_the_loop_of_the_reference_commits_each_round(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    app = write_app(REFERENCE, tmp_path)
+    project = app / "pyproject.toml"
+    project.write_text(project.read_text().replace("wards.server:app", "wards.loop:app"))
+    door = lead(app, monkeypatch)
+    assert [(saved.round, saved.metrics) for saved in door.checkpoints] == [
+        (number, {"error": 0.5**number}) for number in (1, 2, 3)
+    ]

@@ -154,6 +154,7 @@ def test_error_codes_are_those_of_the_api() -> None:
         ("MOD_FAILED_PRECONDITION", 6),
         ("INVALID_FAB", 7),
         ("CLIENT_APP_CRASHED", 8),
+        ("STATE_UNAVAILABLE", 100),
     ]
 
 

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from flq.node.claims import ClaimPlan, ClaimRequest, Pace
+from flq.node.claims import SPARE_PER_NODE, ClaimPlan, ClaimRequest, Pace
 from flq.node.scheduler import PATIENCE_SECONDS, Scheduler
 from flq.node.tasks import HeldTask, Stage
 from flq.wire.fleet import Claimed, Lease, TaskKey
@@ -25,7 +25,7 @@ def held(run: int = 1, node: int = 1, task: int | None = None) -> HeldTask:
         batch_id=BatchId(1),
         token=5,
     )
-    lease = Lease(key=key, attempt=1, kind="train", group="", created_at=0, deadline=1, manifest=b"")
+    lease = Lease(key=key, attempt=1, branch=0, kind="train", group="", created_at=0, deadline=1, manifest=b"")
     return HeldTask(lease, f"node-{node}")
 
 
@@ -245,10 +245,38 @@ def test_a_node_that_brought_all_it_could_stays_hungry():
     plan = plan_of(1, 2, 3)
     first = request(plan)
     assert first
-    assert first.per_node == 4
+    assert (first.per_node, first.total) == (4, 12)
     plan.brought(first, claimed(1, 1, 1, 1, 2))
     assert request(plan) == ClaimRequest((NodeId(1),), per_node=4, total=10)
     assert request(plan, n1=4) is None
+
+
+def test_one_claim_takes_a_push_to_more_nodes_than_there_is_room_for():
+    plan = plan_of(*range(1, 101))
+    first = request(plan)
+    assert first == ClaimRequest(tuple(NodeId(n) for n in range(1, 101)), per_node=2, total=200)
+    plan.brought(first, claimed(*range(1, 101)))
+    assert request(plan, backlog=100, **{f"n{n}": 1 for n in range(1, 101)}) is None
+    assert request(plan) is None
+
+
+def test_what_is_pushed_later_is_claimed_although_there_is_enough_at_hand():
+    plan = plan_of(1, 2)
+    first = request(plan)
+    assert first
+    plan.brought(first, claimed(*[1] * 5, *[2] * 5))
+    assert request(plan, backlog=10, n1=5, n2=5) is None
+    plan.wake()
+    assert request(plan, backlog=10, n1=5, n2=5) == ClaimRequest((NodeId(1), NodeId(2)), per_node=5, total=2)
+
+
+def test_wake_ups_do_not_heap_tasks_on_a_node():
+    plan = plan_of(1, 2)
+    full = 5 + SPARE_PER_NODE
+    plan.wake()
+    assert request(plan, backlog=full, n1=full) == ClaimRequest((NodeId(2),), per_node=5, total=5)
+    plan.wake()
+    assert request(plan, backlog=2 * full, n1=full, n2=full) is None
 
 
 def test_nodes_that_are_dropped_are_claimed_for_no_more():

@@ -260,7 +260,7 @@ class TestRestart:
         self.train(door)
         assert door.checkpoints[0].metrics == {"loss": 0.0, "accuracy": 0.75}
         assert door.checkpoints[2].metrics == {"loss": 5.0, "accuracy": 0.75, "train_loss": 0.5, "eval_loss": 0.5}
-        assert [saved.next_sequence for saved in door.checkpoints] == [0, 2, 4, 6]
+        assert [saved.next_sequence for saved in door.checkpoints] == [1, 4, 7, 10]
         assert [push.round for push in door.pushes] == [1, 1, 2, 2, 3, 3]
 
     @pytest.mark.parametrize(

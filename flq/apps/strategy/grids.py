@@ -8,7 +8,7 @@ from typing import Protocol, runtime_checkable
 from flq.apps.grid import SavedRound, Training
 from flq.wire.grid import GridNode
 from flq.wire.message import Message
-from flq.wire.records import RecordDict
+from flq.wire.records import ConfigRecord, RecordDict
 
 
 class MessageGrid(Protocol):
@@ -40,11 +40,19 @@ class DurableGrid(Protocol):
     def last_checkpoint(self) -> SavedRound | None:
         """The newest committed round of the run."""
 
-    def continue_at(self, sequence: int) -> None:
-        """Number pushes on from here."""
+    def continue_at(self, position: ConfigRecord) -> None:
+        """Go on as the attempt did that made the commit which `position` is of."""
 
     def record_metrics(self, server_round: int, metrics: Mapping[str, float]) -> None:
         """Record named numbers of a round."""
+
+
+@runtime_checkable
+class FirstRepliesGrid(Protocol):
+    """Can stop waiting when enough replies have come in."""
+
+    def first_replies(self, messages: Iterable[Message], *, enough: int, timeout: float | None) -> Iterable[Message]:
+        """Send messages and wait for so many replies without an error; what is still open then is cancelled."""
 
 
 @runtime_checkable

@@ -3,25 +3,34 @@
 A run may train several times, one after the other. A checkpoint holds the results of all trainings up to its own, so
 that an attempt that starts in the middle of the third one answers the first two from there:
 
-    0.arrays 0.train.1 0.evaluate.1 0.server.0 ... 0.end     the first training: model, metrics, what it ended with
-    1.arrays ...                                             the one that the checkpoint was made in
-    state.*                                                  the strategy's own state
-    flq                                                      which training, which round
+    0.arrays 0.history 0.end    the first training: model, metrics of its rounds, what it ended with
+    1.arrays ...                the one that the checkpoint was made in
+    state.*                     the strategy's own state
+    flq                         which training, which round
+
+The metrics are lines of JSON, one for each round, in arrays of bytes. A full array never changes again and is an object
+of its own, so that a commit costs the same after thousands of rounds as after ten.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import json
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
 
 from flq.apps.grid import SavedRound
 from flq.apps.strategy.grids import DurableGrid
 from flq.apps.strategy.result import Result
 from flq.errors import StrategyError
-from flq.wire.records import ArrayRecord, ConfigRecord, MetricRecord, RecordDict
+from flq.wire.codec import INLINE_BYTES
+from flq.wire.records import Array, ArrayRecord, ConfigRecord, MetricRecord, RecordDict
 
 _POSITION = "flq"
 _STATE = "state."
+_HISTORIES = ("train_metrics_clientapp", "evaluate_metrics_clientapp", "evaluate_metrics_serverapp")
 
 
 @dataclass(slots=True)
@@ -60,6 +69,7 @@ class DurableJournal(Journal):
         self._index = training.index
         self.seed = f"{training.seed}/{training.index}"
         self._former = RecordDict()
+        self._diary = _Diary()
 
     def resume(self) -> Progress | None:
         """What an earlier attempt has committed of this training; keeps the results of those before it."""
@@ -72,20 +82,21 @@ class DurableJournal(Journal):
             if number is not None and number < self._index:
                 self._former[name] = record
         if index < self._index:
-            self._former[f"{index}.end"] = ConfigRecord({"sequence": saved.next_sequence})
+            self._former[f"{index}.end"] = saved.position
             return None
         return self._rest(saved, server_round) if index == self._index else self._ended(saved)
 
     def _rest(self, saved: SavedRound, server_round: int) -> Progress:
-        self._grid.continue_at(saved.next_sequence)
+        self._grid.continue_at(saved.position)
         content = saved.content
         state = RecordDict({name.removeprefix(_STATE): content[name] for name in content if name.startswith(_STATE)})
+        self._diary = _Diary(_array_record(content, f"{self._index}.history"))
         return Progress(server_round, _result(content, self._index), state)
 
     def _ended(self, saved: SavedRound) -> Progress:
         """The training was over when the checkpoint of a later one was made."""
-        end = saved.content[f"{self._index}.end"]["sequence"]
-        if not isinstance(end, int):
+        end = saved.content[f"{self._index}.end"]
+        if not isinstance(end, ConfigRecord):
             raise StrategyError("the checkpoint of the run cannot be read")
         self._grid.continue_at(end)
         return Progress(0, _result(saved.content, self._index), finished=True)
@@ -94,8 +105,10 @@ class DurableJournal(Journal):
         """Record a finished round; round 0 is the initial model. Exactly one commit of a round counts."""
         if progress.round == 0 and self._index > 0:
             return  # this round is the last one of the training before, which is committed
+        self._diary.write(progress.result, progress.round)
         content = RecordDict(dict(self._former))
-        _add_result(content, progress.result, self._index)
+        content[f"{self._index}.arrays"] = progress.result.arrays
+        content[f"{self._index}.history"] = self._diary.record()
         for name, record in progress.state.items():
             content[f"{_STATE}{name}"] = record
         content[_POSITION] = ConfigRecord({"training": self._index, "round": progress.round})
@@ -120,29 +133,55 @@ def _training_of(name: str) -> int | None:
     return int(number) if dot and number.isdecimal() else None
 
 
-_HISTORIES = {
-    "train": "train_metrics_clientapp",
-    "evaluate": "evaluate_metrics_clientapp",
-    "server": "evaluate_metrics_serverapp",
-}
+class _Diary:
+    """The metrics of a training's rounds in bytes: `record` has those that were written and those that `kept` had."""
+
+    def __init__(self, kept: ArrayRecord | None = None) -> None:
+        self._full = list((kept or ArrayRecord()).values())
+        self._begun = self._full.pop().view().tobytes() if self._full else b""
+        self._next = 0
+        for server_round, _ in _lines(kept or ArrayRecord()):
+            self._next = server_round + 1
+
+    def write(self, result: Result, server_round: int) -> None:
+        """Add what is new up to a round, which has a line even if nothing was measured in it."""
+        for number in range(self._next, server_round + 1):
+            records = [getattr(result, attribute).get(number) for attribute in _HISTORIES]
+            line = [number, *(None if record is None else dict(record) for record in records)]
+            self._begun += json.dumps(line, separators=(",", ":")).encode() + b"\n"
+        self._next = max(self._next, server_round + 1)
+        if len(self._begun) > INLINE_BYTES:
+            self._full.append(_array(self._begun))
+            self._begun = b""
+
+    def record(self) -> ArrayRecord:
+        """All lines, in full arrays and one that is not."""
+        arrays = [*self._full, _array(self._begun)]
+        return ArrayRecord({str(place): array for place, array in enumerate(arrays)})
 
 
-def _add_result(content: RecordDict, result: Result, index: int) -> None:
-    content[f"{index}.arrays"] = result.arrays
-    for kind, attribute in _HISTORIES.items():
-        for server_round, record in getattr(result, attribute).items():
-            content[f"{index}.{kind}.{server_round}"] = record
+def _array(content: bytes) -> Array:
+    return Array.owning(np.frombuffer(content, np.uint8))
+
+
+def _lines(record: ArrayRecord) -> Iterator[tuple[int, list[dict[str, Any] | None]]]:
+    for array in record.values():
+        for line in array.view().tobytes().splitlines():
+            number, *metrics = json.loads(line)
+            yield number, metrics
+
+
+def _array_record(content: RecordDict, name: str) -> ArrayRecord:
+    record = content.get(name)
+    if not isinstance(record, ArrayRecord):
+        raise StrategyError("the checkpoint of the run cannot be read")
+    return record
 
 
 def _result(content: RecordDict, index: int) -> Result:
-    arrays = content[f"{index}.arrays"]
-    if not isinstance(arrays, ArrayRecord):
-        raise StrategyError("the checkpoint of the run cannot be read")
-    result = Result(arrays=arrays)
-    for kind, attribute in _HISTORIES.items():
-        prefix = f"{index}.{kind}."
-        metrics: dict[int, MetricRecord] = getattr(result, attribute)
-        for name, record in content.metric_records.items():
-            if name.startswith(prefix):
-                metrics[int(name.removeprefix(prefix))] = record
+    result = Result(arrays=_array_record(content, f"{index}.arrays"))
+    for server_round, found in _lines(_array_record(content, f"{index}.history")):
+        for attribute, metrics in zip(_HISTORIES, found, strict=True):
+            if metrics is not None:
+                getattr(result, attribute)[server_round] = MetricRecord(metrics)
     return result

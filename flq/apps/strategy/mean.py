@@ -8,72 +8,98 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from flq.apps.blocks import BLOCK, Workers, blocks, finite, narrowed, working_dtype
+from flq.errors import StrategyError
 from flq.wire.records import Array, ArrayRecord
 
-_BLOCK = 1 << 16
-"""Elements that are worked on at a time: what lies between stays in the processor's cache."""
+
+class NotFinite(StrategyError):
+    """What models are folded to has NaN or infinite values."""
+
+    code = "not_finite"
 
 
 class WeightedMean:
     """The mean of models, each counted by its weight, as in McMahan et al. (2017), algorithm 1.
 
     It is folded in place, m += (w / W) (x - m) with W the sum of the weights so far: memory is one accumulator,
-    whatever the number of models; equal models give exactly themselves, and so does a single one. It accumulates in
-    float64 (complex128 for complex dtypes) and returns the dtypes that came in: 8 bytes for each element while it
-    is folded. With float32 models the error is that of the last rounding, so that the order hardly matters.
-    Integers and bools are rounded to the nearest one; beyond 2^53 they are not exact.
+    whatever the number of models; equal models give exactly themselves, and so does a single one. It returns the
+    dtypes that came in.
+
+    Parameters
+    ----------
+    float64
+        Accumulate in float64 (complex128): 8 bytes for each element while it is folded. Then the error of float32
+        models is that of the last rounding, so that the order hardly matters. Otherwise float32 and float16 are
+        accumulated in float32, with an error of about 1e-7 of the largest value for each model. Integers and bools are
+        always accumulated in float64, and rounded to the nearest one; beyond 2^53 they are not exact.
+    threads
+        How many threads work on large models; the result does not depend on it.
 
     >>> mean = WeightedMean()
-    >>> mean.add({"w": np.float32([1, 3])}, weight=1)
-    >>> mean.add({"w": np.float32([5, 3])}, weight=3)
+    >>> mean.add({"w": np.float32([1, 3])}, 1)
+    >>> mean.add({"w": np.float32([5, 3])}, 3)
     >>> mean.finish()["w"].numpy()
     array([4., 3.], dtype=float32)
+
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *, float64: bool = False, threads: int = 1) -> None:
+        self._float64 = float64
+        self._workers = Workers(threads)
         self._total = 0.0
         self._means: dict[str, NDArray[Any]] = {}
         self._kinds: dict[str, tuple[np.dtype[Any], tuple[int, ...]]] = {}
 
-    def add(self, arrays: Mapping[str, NDArray[Any]], weight: float) -> None:
-        """Fold a model of C-contiguous arrays in; all models MUST have the same keys, shapes and dtypes."""
+    def add(self, arrays: Mapping[str, NDArray[Any]], weight: float, /) -> None:
+        """Fold a model of C-contiguous arrays in; all models MUST have the same keys, shapes and dtypes.
+
+        Arrays are looked up one after the other, and none is held.
+        """
         self._total += weight
         share = weight / self._total
-        for key, array in arrays.items():
-            if key not in self._means:
-                wide = np.complex128 if array.dtype.kind == "c" else np.float64
-                self._means[key] = np.zeros(array.size, wide)
-                self._kinds[key] = array.dtype, array.shape
-            _fold(self._means[key], array.reshape(-1), share)
+        for key in arrays:
+            self._fold(key, arrays[key], share)
+
+    def _fold(self, key: str, array: NDArray[Any], share: float) -> None:
+        model, mean = array.reshape(-1), self._means.get(key)
+        if mean is not None:
+            self._workers.each_part(model.size, lambda part: _fold(mean, model, share, part))
+            return
+        first = np.empty(model.size, working_dtype(array.dtype, float64=self._float64))
+        self._kinds[key] = array.dtype, array.shape
+        self._means[key] = first
+        self._workers.each_part(model.size, lambda part: np.copyto(first[part], model[part]))
 
     def finish(self) -> ArrayRecord:
-        """The mean. The accumulator is given up on the way."""
+        """The mean; the accumulator is given up on the way.
+
+        Raises `NotFinite` if it is not finite, which finite models lead to only if their values are close to the
+        largest of their dtype.
+        """
+        self._check()
         record = ArrayRecord()
         for key in list(self._means):
             dtype, shape = self._kinds[key]
-            record[key] = Array.owning(_narrowed(self._means.pop(key), dtype).reshape(shape))
+            record[key] = Array.owning(narrowed(self._means.pop(key), dtype).reshape(shape))
+        self._workers.close()
         return record
 
+    def _check(self) -> None:
+        for key, mean in self._means.items():
+            if not finite(mean, self._workers):
+                raise NotFinite(
+                    f"the mean of the array {key!r} is not finite: its values are too large to be added up",
+                    hint="float64_accumulator=True adds them up in float64",
+                )
 
-def _fold(mean: NDArray[Any], model: NDArray[Any], share: float) -> None:
-    scratch = np.empty(min(_BLOCK, mean.size), mean.dtype)
-    with np.errstate(all="ignore"):  # infinities are for the caller to find
-        for start in range(0, mean.size, _BLOCK):
-            part = mean[start : start + _BLOCK]
-            difference = scratch[: part.size]
-            np.subtract(model[start : start + _BLOCK], part, out=difference, dtype=mean.dtype)
+
+def _fold(mean: NDArray[Any], model: NDArray[Any], share: float, part: slice) -> None:
+    scratch = np.empty(min(BLOCK, part.stop - part.start), mean.dtype)
+    with np.errstate(all="ignore"):  # `finish` looks for what overflows
+        for block in blocks(part):
+            target = mean[block]
+            difference = scratch[: target.size]
+            np.subtract(model[block], target, out=difference, dtype=mean.dtype)
             np.multiply(difference, share, out=difference)
-            part += difference
-
-
-def _narrowed(mean: NDArray[Any], dtype: np.dtype[Any]) -> NDArray[Any]:
-    if dtype.kind in "iu":
-        limits = np.iinfo(dtype)
-        np.rint(mean, out=mean)
-        # the largest 64-bit integers are no float64; the next one up does not fit
-        highest = limits.max if float(limits.max) <= limits.max else np.nextafter(float(limits.max), 0)
-        np.clip(mean, limits.min, highest, out=mean)
-    elif dtype.kind == "b":
-        np.rint(mean, out=mean)
-    with np.errstate(all="ignore"):
-        return mean.astype(dtype, copy=False)
+            np.add(target, difference, out=target)

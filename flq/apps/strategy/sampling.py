@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from logging import INFO
 
 from flq.apps.logger import log
@@ -57,16 +57,18 @@ def await_nodes(
     at_least: int,
     *,
     timeout: float = NODE_WAIT_SECONDS,
+    labels: Mapping[str, str] | None = None,
     clock: Callable[[], float] = time.monotonic,
 ) -> dict[int, str]:
-    """The same, with the nodes' names."""
+    """The same, with the nodes' names; only nodes with these labels count, if there are any."""
     started, told = clock(), float("-inf")
     while True:
-        nodes = _online(grid)
+        nodes = _online(grid, labels or {})
         if len(nodes) >= at_least:
             return nodes
         now = clock()
-        online = f"{len(nodes)} of {at_least} nodes are online" + (f" ({', '.join(nodes.values())})" if nodes else "")
+        online = f"{len(nodes)} of {at_least} nodes {_labelled(labels)}are online"
+        online += f" ({', '.join(nodes.values())})" if nodes else ""
         if now - started >= timeout:
             raise StrategyError(
                 f"{online} after {now - started:.0f} s",
@@ -79,9 +81,15 @@ def await_nodes(
         _pause(grid)
 
 
-def _online(grid: MessageGrid) -> dict[int, str]:
+def _labelled(labels: Mapping[str, str] | None) -> str:
+    return f"with {', '.join(f'{key}={value}' for key, value in labels.items())} " if labels else ""
+
+
+def _online(grid: MessageGrid, labels: Mapping[str, str]) -> dict[int, str]:
     if isinstance(grid, NamingGrid):
-        return {node.node_id: node.name for node in grid.get_nodes()}
+        return {node.node_id: node.name for node in grid.get_nodes() if labels.items() <= node.labels.items()}
+    if labels:
+        raise StrategyError("node_labels were given, but this Grid does not know the labels of its nodes")
     return {node_id: f"node {node_id}" for node_id in sorted(grid.get_node_ids())}
 
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from logging import INFO
 
 from flq.apps.logger import log
-from flq.apps.strategy.grids import DurableGrid, MessageGrid
+from flq.apps.strategy.grids import DurableGrid, FirstRepliesGrid, MessageGrid
 from flq.apps.strategy.history import history
 from flq.apps.strategy.journal import DurableJournal, Journal, Progress
 from flq.apps.strategy.result import Result
@@ -33,6 +33,12 @@ class Strategy(ABC):
 
     patience: float = NODE_WAIT_SECONDS
     """How long to wait for nodes to be online, in seconds: the `timeout` of `start`."""
+
+    round_deadline: float | None = None
+    """How long a round waits for replies, in seconds, if that is shorter than `patience`."""
+
+    enough: int | None = None
+    """How many replies to the messages of the last `configure_...` end the wait for more; None waits for all."""
 
     @abstractmethod
     def configure_train(
@@ -172,7 +178,7 @@ class _Training:
 
     def _train(self, server_round: int, result: Result) -> MetricRecord | None:
         messages = self.strategy.configure_train(server_round, result.arrays, self.train_config, self.grid)
-        replies = self.grid.send_and_receive(messages, timeout=self.timeout)
+        replies = self._send(messages)
         arrays, metrics = self.strategy.aggregate_train(server_round, replies)
         if arrays is not None:
             result.arrays = arrays
@@ -181,9 +187,17 @@ class _Training:
             self.journal.note(server_round, history(train=metrics))
         return metrics
 
+    def _send(self, messages: Iterable[Message]) -> Iterable[Message]:
+        messages = list(messages)  # a generator has said what is enough when it has ended
+        deadline, enough = self.strategy.round_deadline, self.strategy.enough
+        timeout = self.timeout if deadline is None else min(self.timeout, deadline)
+        if enough is None or not isinstance(self.grid, FirstRepliesGrid):
+            return self.grid.send_and_receive(messages, timeout=timeout)
+        return self.grid.first_replies(messages, enough=enough, timeout=timeout)
+
     def _evaluate_on_nodes(self, server_round: int, result: Result) -> MetricRecord | None:
         messages = self.strategy.configure_evaluate(server_round, result.arrays, self.evaluate_config, self.grid)
-        replies = self.grid.send_and_receive(messages, timeout=self.timeout)
+        replies = self._send(messages)
         metrics = self.strategy.aggregate_evaluate(server_round, replies)
         if metrics is not None:
             result.evaluate_metrics_clientapp[server_round] = metrics

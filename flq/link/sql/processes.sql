@@ -14,4 +14,4 @@ RETURNING set_config('synchronous_commit', 'off', true)
 
 -- name: retire_process
 -- Says goodbye: the process is gone at once, not when its time has passed.
-UPDATE flq_state.process SET alive_until = '-infinity' WHERE process_id = %(process_id)s
+UPDATE flq_state.process SET alive_until = least(alive_until, clock_timestamp()) WHERE process_id = %(process_id)s

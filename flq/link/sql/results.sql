@@ -13,14 +13,15 @@ WITH sent AS MATERIALIZED (
 ), held AS MATERIALIZED (
     SELECT t.node_id, t.run_id, t.task_id, t.attempt, t.process_id, t.claimed_at
     FROM sent s
-    JOIN flq_state.task t ON t.node_id = s.node_id AND t.run_id = s.run_id AND t.task_id = s.task_id AND t.token = s.token
+    JOIN flq_state.task t ON t.node_id = ANY (ARRAY[s.node_id]) AND t.run_id = ANY (ARRAY[s.run_id])
+                         AND t.task_id = ANY (ARRAY[s.task_id]) AND t.token = s.token
     JOIN flq_state.node n ON n.node_id = t.node_id AND n.epoch = t.epoch  -- a superseded process finishes nothing
     ORDER BY t.node_id, t.run_id, t.task_id
     FOR UPDATE OF t
 ), closed AS (
     DELETE FROM flq_state.task t
     USING held h
-    WHERE t.node_id = h.node_id AND t.run_id = h.run_id AND t.task_id = h.task_id
+    WHERE t.node_id = ANY (ARRAY[h.node_id]) AND t.run_id = ANY (ARRAY[h.run_id]) AND t.task_id = ANY (ARRAY[h.task_id])
     RETURNING t.task_id
 ), noted AS (
     INSERT INTO flq_state.task_attempt (task_id, attempt, run_id, node_id, process_id, claimed_at, reason)
@@ -75,7 +76,7 @@ GROUP BY run_id
 
 -- name: arrived
 -- Results of some batches by transactions from `xmin` on, keys only: what an earlier look could not see is among them.
-SELECT look.xmin, s.batch_id, s.task_id, s.node_id, s.status, s.xid::text::bigint
+SELECT look.xmin, s.batch_id, s.task_id, s.node_id, s.status::text, s.xid::text::bigint
 FROM (SELECT pg_snapshot_xmin(pg_current_snapshot())::text::bigint AS xmin) look
 LEFT JOIN (
     SELECT batch_id, task_id, node_id, status, xid

@@ -1,6 +1,9 @@
 -- name: unfinished
--- Those of the runs that are not finished.
-SELECT name FROM flq_state.run WHERE run_id = ANY (%(run_ids)s) AND status <> 'finished' ORDER BY name
+-- Those of the runs that are not finished. Their forks, too, if the history is to go: nodes that come to a fork late start
+-- from the client state that its parent has left.
+SELECT name FROM flq_state.run
+WHERE (run_id = ANY (%(run_ids)s) OR (%(history)s AND forked_from = ANY (%(run_ids)s))) AND status <> 'finished'
+ORDER BY name
 
 -- name: finished_before
 -- Runs that ended long ago and that still have something of what is to go.
@@ -9,6 +12,7 @@ WHERE finished_at < clock_timestamp() - make_interval(secs => %(age)s)
   AND (%(history)s OR pruned_at IS NULL
        OR (NOT %(payloads)s AND EXISTS (SELECT FROM flq_state.batch b JOIN flq_state.result s ON s.batch_id = b.batch_id
                                         WHERE b.run_id = run.run_id)))
+  AND NOT (%(history)s AND EXISTS (SELECT FROM flq_state.run f WHERE f.forked_from = run.run_id AND f.status <> 'finished'))
 ORDER BY run_id
 
 -- name: prune_timeouts
@@ -100,19 +104,27 @@ USING (SELECT at, line_id FROM flq_state.log_line WHERE run_id = %(run_id)s LIMI
 WHERE l.at = x.at AND l.line_id = x.line_id
 
 -- name: delete_history
--- All that is left of a run that holds no objects any more; runs that were forked from it forget that.
+-- All that is left of a run that holds no objects any more; runs that were forked from it, or repeat it, forget that.
 WITH children AS (
-    UPDATE flq_state.run SET forked_from = NULL WHERE forked_from = %(run_id)s
+    UPDATE flq_state.run
+    SET forked_from = nullif(forked_from, %(run_id)s), rerun_of = nullif(rerun_of, %(run_id)s)
+    WHERE forked_from = %(run_id)s OR rerun_of = %(run_id)s
 ), metrics AS (
     DELETE FROM flq_state.round_metric WHERE run_id = %(run_id)s
 ), events AS (
     DELETE FROM flq_state.run_event WHERE run_id = %(run_id)s
 ), artifacts AS (
     DELETE FROM flq_state.artifact WHERE run_id = %(run_id)s
+), states AS (
+    DELETE FROM flq_state.client_state WHERE run_id = %(run_id)s
 ), checkpoints AS (
     DELETE FROM flq_state.checkpoint WHERE run_id = %(run_id)s
 ), batches AS (
     DELETE FROM flq_state.batch WHERE run_id = %(run_id)s
+), steps AS (
+    DELETE FROM flq_state.step WHERE run_id = %(run_id)s
+), node_lists AS (
+    DELETE FROM flq_state.node_list WHERE run_id = %(run_id)s
 )
 DELETE FROM flq_state.run_attempt WHERE run_id = %(run_id)s
 

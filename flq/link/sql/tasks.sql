@@ -1,6 +1,8 @@
 -- name: claim
 -- Leases open tasks for all nodes that a process hosts, in one statement: by priority, then by weighted share between the
 -- runs of a node, then by age. What is looked at says `flq.link.cursors`. Locks tasks only, and waits for nobody.
+-- Tasks and batches are joined by what can be neither hashed nor merged (`= ANY (ARRAY[...])`, OFFSET 0), here and below:
+-- planned while the statistics say that a table is empty, any other join would read all of it, the dead included.
 WITH RECURSIVE wanted AS MATERIALIZED (
     -- a node that another process hosts now gets nothing, and is told
     SELECT w.node_id, w.epoch, w.clock, w.beyond, n.epoch IS NOT DISTINCT FROM w.epoch AS ours
@@ -23,18 +25,6 @@ WITH RECURSIVE wanted AS MATERIALIZED (
                        WHERE t.node_id = f.node_id AND t.run_id > f.run_id ORDER BY t.run_id LIMIT 1)
     FROM found f
     WHERE f.run_id IS NOT NULL
-), again AS MATERIALIZED (
-    -- the first call of a retried claim went through: the same rows, and no other
-    SELECT t.node_id, t.run_id, t.task_id, w.epoch
-    FROM wanted w
-    CROSS JOIN LATERAL (
-        SELECT o.node_id, o.run_id, o.task_id
-        FROM flq_state.task o
-        WHERE o.node_id = w.node_id
-          AND o.token - %(token)s = 0 AND o.epoch - w.epoch = 0  -- few, whatever the statistics say of either
-        OFFSET 0                                                 -- node by node, never the whole table
-    ) t
-    WHERE %(again)s AND w.ours
 ), fresh AS MATERIALIZED (
     SELECT f.node_id, f.run_id, 0::bigint AS after, w.clock AS tag
     FROM found f
@@ -42,9 +32,9 @@ WITH RECURSIVE wanted AS MATERIALIZED (
     WHERE f.run_id IS NOT NULL
       AND NOT EXISTS (SELECT FROM known k WHERE k.node_id = f.node_id AND k.run_id = f.run_id)
 ), run_on_node AS (
-    SELECT node_id, run_id, after, tag FROM known
+    TABLE known
     UNION ALL
-    SELECT node_id, run_id, after, tag FROM fresh
+    TABLE fresh
 ), due AS (
     -- of each run no more than can be claimed, with start tags 1/weight apart
     SELECT p.node_id, p.run_id, x.task_id, w.epoch, r.priority, r.weight,
@@ -55,81 +45,104 @@ WITH RECURSIVE wanted AS MATERIALIZED (
     CROSS JOIN LATERAL (
         SELECT t.task_id
         FROM flq_state.task t
-        JOIN flq_state.batch b ON b.batch_id = t.batch_id
         WHERE t.node_id = p.node_id AND t.run_id = p.run_id AND t.task_id > p.after
           AND (t.lease_until < clock_timestamp()  -- queued, or its process has not renewed it
                OR t.epoch < w.epoch)              -- left behind by the process that hosted the node before
           AND t.attempt < %(max_attempts)s
-          AND b.deadline > clock_timestamp()
+          -- no join, which might begin with the batches and look at all tasks of the node
+          AND (SELECT b.deadline FROM flq_state.batch b WHERE b.batch_id = t.batch_id) > clock_timestamp()
         ORDER BY t.task_id
         LIMIT %(per_node)s
     ) x
-    WHERE NOT EXISTS (SELECT FROM again)
 ), placed AS (
     -- the lowest tags of a node first
     SELECT due.*, row_number() OVER (PARTITION BY node_id ORDER BY priority DESC, tag, run_id, task_id) AS place
     FROM due
 ), chosen AS MATERIALIZED (
-    SELECT node_id, run_id, task_id, epoch, NULL::float8 AS tag, 1::float8 AS weight FROM again
-    UNION ALL
     -- where the total cuts, each node gets its first before one gets its second, and who got least lately is first
-    (SELECT node_id, run_id, task_id, epoch, tag, weight
-     FROM placed
-     WHERE place <= %(per_node)s
-     ORDER BY priority DESC, place, tag, node_id
-     LIMIT %(total)s)
+    SELECT node_id, run_id, task_id, epoch, tag, weight
+    FROM placed
+    WHERE place <= %(per_node)s
+    ORDER BY priority DESC, place, tag, node_id
+    LIMIT %(total)s
 ), held AS MATERIALIZED (
-    -- OF t: a plain SKIP LOCKED would lock the batches too, and concurrent claimers would get nothing. What has changed
-    -- since the look is looked at again, as the lock sees it.
+    -- Not joined with the batches: SKIP LOCKED would lock them too, and concurrent claimers would get nothing. What has
+    -- changed since the look is looked at again, as the lock sees it.
     SELECT x.*, c.epoch AS new_epoch, c.tag, c.weight
     FROM chosen c
     CROSS JOIN LATERAL (
-        SELECT t.node_id, t.run_id, t.task_id, t.token AS old_token, t.attempt AS old_attempt,
-               t.process_id AS old_process, t.claimed_at AS old_claimed_at,
-               b.kind, b.group_id, b.created_at, b.deadline
+        SELECT t.node_id, t.run_id, t.task_id, t.attempt AS old_attempt, t.process_id AS old_process,
+               t.claimed_at AS old_claimed_at
         FROM flq_state.task t
-        JOIN flq_state.batch b ON b.batch_id = t.batch_id
         WHERE t.node_id = c.node_id AND t.run_id = c.run_id AND t.task_id = c.task_id
-          AND (t.token = %(token)s
-               OR (t.attempt < %(max_attempts)s AND (t.lease_until < clock_timestamp() OR t.epoch < c.epoch)))
-        FOR UPDATE OF t SKIP LOCKED
+          AND t.attempt < %(max_attempts)s AND (t.lease_until < clock_timestamp() OR t.epoch < c.epoch)
+        FOR UPDATE SKIP LOCKED
     ) x
 ), displaced AS (
     -- the attempt that loses its task to this one goes into the history
     INSERT INTO flq_state.task_attempt (task_id, attempt, run_id, node_id, process_id, claimed_at, reason)
     SELECT task_id, old_attempt, run_id, node_id, old_process, old_claimed_at, 'displaced'
     FROM held
-    WHERE old_attempt > 0 AND old_token <> %(token)s AND old_process IS NOT NULL
+    WHERE old_attempt > 0 AND old_process IS NOT NULL
     ON CONFLICT DO NOTHING
 ), taken AS (
     UPDATE flq_state.task t
     SET token = %(token)s,
         epoch = h.new_epoch,
-        attempt = t.attempt + (t.token <> %(token)s)::int,
+        attempt = t.attempt + 1,
         process_id = %(process_id)s,
-        claimed_at = CASE WHEN t.token = %(token)s THEN t.claimed_at ELSE clock_timestamp() END,
+        claimed_at = clock_timestamp(),
         lease_until = clock_timestamp() + make_interval(secs => %(lease)s)
     FROM held h
-    WHERE t.node_id = h.node_id AND t.run_id = h.run_id AND t.task_id = h.task_id
-    RETURNING t.node_id, t.run_id, t.task_id, t.batch_id, t.attempt, h.kind, h.group_id, h.created_at, h.deadline,
-              h.tag, h.weight
+    WHERE t.node_id = ANY (ARRAY[h.node_id]) AND t.run_id = ANY (ARRAY[h.run_id]) AND t.task_id = ANY (ARRAY[h.task_id])
+    RETURNING t.node_id, t.run_id, t.task_id, t.batch_id, t.attempt, h.tag, h.weight
 ), late AS (
     -- a claim that a crash forgets is only delivered again: it need not wait for the disk
     SELECT set_config('synchronous_commit', 'off', true) AS mode
 )
-SELECT taken.node_id, taken.run_id, taken.task_id, taken.batch_id, taken.attempt, taken.kind, taken.group_id,
-       extract(epoch FROM taken.created_at)::float8, extract(epoch FROM taken.deadline)::float8, taken.tag, taken.weight,
-       late.mode
-FROM taken, late
+SELECT node_id, run_id, task_id, batch_id, attempt, kind, group_id,
+       extract(epoch FROM created_at)::float8, extract(epoch FROM deadline)::float8, tag, weight, mode
+FROM taken t
+CROSS JOIN LATERAL (SELECT kind, group_id, created_at, deadline FROM flq_state.batch
+                    WHERE batch_id = t.batch_id OFFSET 0) b
+CROSS JOIN late
 UNION ALL
 -- what the process did not know: runs, and nodes that are not its own any more
 SELECT node_id, run_id, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL FROM fresh
 UNION ALL
 SELECT node_id, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL FROM wanted WHERE NOT ours
 
+-- name: claim_again
+-- What the first call of a retried claim has leased: the same rows, prolonged, and no other. Rows as those of `claim`.
+WITH wanted AS MATERIALIZED (
+    SELECT w.node_id, w.epoch
+    FROM unnest(%(node_ids)s::bigint[], %(epochs)s::bigint[]) w(node_id, epoch)
+    JOIN flq_state.node n ON n.node_id = w.node_id AND n.epoch = w.epoch
+), held AS MATERIALIZED (
+    SELECT x.*
+    FROM wanted w
+    CROSS JOIN LATERAL (
+        SELECT t.node_id, t.run_id, t.task_id
+        FROM flq_state.task t
+        WHERE t.node_id = w.node_id AND t.token = %(token)s AND t.epoch = w.epoch
+        FOR UPDATE SKIP LOCKED
+    ) x
+), taken AS (
+    UPDATE flq_state.task t
+    SET lease_until = clock_timestamp() + make_interval(secs => %(lease)s)
+    FROM held h
+    WHERE t.node_id = ANY (ARRAY[h.node_id]) AND t.run_id = ANY (ARRAY[h.run_id]) AND t.task_id = ANY (ARRAY[h.task_id])
+    RETURNING t.node_id, t.run_id, t.task_id, t.batch_id, t.attempt
+)
+SELECT node_id, run_id, task_id, batch_id, attempt, kind, group_id,
+       extract(epoch FROM created_at)::float8, extract(epoch FROM deadline)::float8, NULL::float8, 1::float8
+FROM taken t
+CROSS JOIN LATERAL (SELECT kind, group_id, created_at, deadline FROM flq_state.batch
+                    WHERE batch_id = t.batch_id OFFSET 0) b
+
 -- name: broadcast_manifests
--- The messages that all nodes of a batch get.
-SELECT batch_id, manifest FROM flq_state.batch WHERE batch_id = ANY (%(batch_ids)s)
+-- The messages that all nodes of a batch get, and the branch of each.
+SELECT batch_id, branch, manifest FROM flq_state.batch WHERE batch_id = ANY (%(batch_ids)s)
 
 -- name: own_manifests
 -- The messages that single tasks get.
@@ -147,15 +160,15 @@ WITH asked AS MATERIALIZED (
 ), held AS MATERIALIZED (
     SELECT t.node_id, t.run_id, t.task_id
     FROM asked a
-    JOIN flq_state.task t ON t.node_id = a.node_id AND t.run_id = a.run_id AND t.task_id = a.task_id
-                         AND t.token = a.token AND t.epoch = a.node_epoch
+    JOIN flq_state.task t ON t.node_id = ANY (ARRAY[a.node_id]) AND t.run_id = ANY (ARRAY[a.run_id])
+                         AND t.task_id = ANY (ARRAY[a.task_id]) AND t.token = a.token AND t.epoch = a.node_epoch
     ORDER BY t.node_id, t.run_id, t.task_id
     FOR UPDATE OF t
 ), renewed AS (
     UPDATE flq_state.task t
     SET lease_until = clock_timestamp() + make_interval(secs => %(lease)s)
     FROM held h
-    WHERE t.node_id = h.node_id AND t.run_id = h.run_id AND t.task_id = h.task_id
+    WHERE t.node_id = ANY (ARRAY[h.node_id]) AND t.run_id = ANY (ARRAY[h.run_id]) AND t.task_id = ANY (ARRAY[h.task_id])
     RETURNING t.task_id
 )
 SELECT task_id, set_config('synchronous_commit', 'off', true) FROM renewed
@@ -166,7 +179,8 @@ WITH held AS MATERIALIZED (
     SELECT t.*
     FROM unnest(%(node_ids)s::bigint[], %(run_ids)s::bigint[], %(task_ids)s::bigint[], %(tokens)s::bigint[])
          w(node_id, run_id, task_id, token)
-    JOIN flq_state.task t ON t.node_id = w.node_id AND t.run_id = w.run_id AND t.task_id = w.task_id AND t.token = w.token
+    JOIN flq_state.task t ON t.node_id = ANY (ARRAY[w.node_id]) AND t.run_id = ANY (ARRAY[w.run_id])
+                         AND t.task_id = ANY (ARRAY[w.task_id]) AND t.token = w.token
     ORDER BY t.node_id, t.run_id, t.task_id
     FOR UPDATE OF t
 ), noted AS (
@@ -177,7 +191,7 @@ WITH held AS MATERIALIZED (
     UPDATE flq_state.task t
     SET lease_until = '-infinity', token = 0, process_id = NULL, claimed_at = NULL
     FROM held h
-    WHERE t.node_id = h.node_id AND t.run_id = h.run_id AND t.task_id = h.task_id
+    WHERE t.node_id = ANY (ARRAY[h.node_id]) AND t.run_id = ANY (ARRAY[h.run_id]) AND t.task_id = ANY (ARRAY[h.task_id])
     RETURNING t.run_id, t.batch_id, t.task_id
 ), told AS (
     -- as a push does: whoever hosts the node looks at these again
@@ -190,13 +204,14 @@ SELECT (SELECT count(*) FROM freed), (SELECT count(*) FROM told)
 WITH gone AS MATERIALIZED (
     SELECT t.node_id, t.run_id, t.task_id
     FROM unnest(%(node_ids)s::bigint[], %(run_ids)s::bigint[], %(task_ids)s::bigint[]) w(node_id, run_id, task_id)
-    JOIN flq_state.task t ON t.node_id = w.node_id AND t.run_id = w.run_id AND t.task_id = w.task_id
+    JOIN flq_state.task t ON t.node_id = ANY (ARRAY[w.node_id]) AND t.run_id = ANY (ARRAY[w.run_id])
+                         AND t.task_id = ANY (ARRAY[w.task_id])
     ORDER BY t.node_id, t.run_id, t.task_id
     FOR UPDATE OF t
 ), deleted AS (
     DELETE FROM flq_state.task t
     USING gone g
-    WHERE t.node_id = g.node_id AND t.run_id = g.run_id AND t.task_id = g.task_id
+    WHERE t.node_id = ANY (ARRAY[g.node_id]) AND t.run_id = ANY (ARRAY[g.run_id]) AND t.task_id = ANY (ARRAY[g.task_id])
     RETURNING t.*
 ), noted AS (
     INSERT INTO flq_state.task_attempt (task_id, attempt, run_id, node_id, process_id, claimed_at, reason)
@@ -242,11 +257,22 @@ JOIN flq_state.task t ON t.batch_id = b.batch_id
 LIMIT %(limit)s
 
 -- name: exhausted_tasks
--- Open tasks that have been tried too often and that nobody works on.
-SELECT t.node_id, t.run_id, t.task_id
-FROM flq_state.task t
-WHERE t.attempt >= %(max_attempts)s AND t.lease_until < clock_timestamp()
-LIMIT %(limit)s
+-- Open tasks that have been tried too often and that nobody works on, among the next ones in key order; and the last one
+-- that was looked at, unless there are no more. No index knows of them: one on `attempt` would cost each claim its place
+-- in the page.
+WITH looked AS MATERIALIZED (
+    SELECT node_id, run_id, task_id, attempt, lease_until
+    FROM flq_state.task
+    WHERE (node_id, run_id, task_id) > (%(after_node)s, %(after_run)s, %(after_task)s)
+    ORDER BY node_id, run_id, task_id
+    LIMIT %(look)s
+)
+(SELECT node_id, run_id, task_id, true AS exhausted
+ FROM looked
+ WHERE attempt >= %(max_attempts)s AND lease_until < clock_timestamp()
+ LIMIT %(limit)s)
+UNION ALL
+(SELECT node_id, run_id, task_id, false FROM looked ORDER BY node_id, run_id, task_id OFFSET %(look)s - 1)
 
 -- name: superseded_nodes
 -- Those of the nodes whose epoch is not the one that the caller knows.

@@ -79,6 +79,17 @@ FROM flq_state.result s
 JOIN flq_state.task_attempt a ON a.task_id = s.task_id AND a.attempt > s.attempt
 LIMIT %(limit)s
 
+-- name: states_have_replies
+-- A version of client state was left by an accepted reply of its node and run.
+SELECT format('task %%s is said to have left a client state on node %%s in run %%s; its result: %%s', v.task_id, v.node_id,
+              v.run_id, coalesce(format('%%s of node %%s in run %%s', s.status, s.node_id, s.run_id), 'none'))
+FROM flq_state.client_state v
+LEFT JOIN flq_state.run r ON r.run_id = v.run_id
+LEFT JOIN flq_state.result s ON s.batch_id = v.batch_id AND s.task_id = v.task_id
+WHERE r.pruned_at IS NULL
+  AND (s.status = 'ok' AND s.node_id = v.node_id AND s.run_id = v.run_id) IS NOT TRUE
+LIMIT %(limit)s
+
 -- name: no_orphans
 -- Every row has the rows that it belongs to, also where no foreign key says so.
 SELECT format('task %%s has no batch %%s of run %%s', t.task_id, t.batch_id, t.run_id)
@@ -117,6 +128,95 @@ SELECT format('log line %%s has no run %%s', l.line_id, l.run_id)
 FROM flq_state.log_line l
 LEFT JOIN flq_state.run r ON r.run_id = l.run_id
 WHERE r.run_id IS NULL
+LIMIT %(limit)s
+
+-- name: steps_are_whole
+-- Every push and every commit of a run is a step of it, and no step is without; a forked run has inherited its first commit.
+SELECT format('batch %%s of run %%s is no step %%s of branch %%s', b.batch_id, b.run_id, b.sequence, b.branch)
+FROM flq_state.batch b
+LEFT JOIN flq_state.step s
+       ON s.run_id = b.run_id AND s.branch = b.branch AND s.sequence = b.sequence AND s.kind = 'push'
+WHERE s.run_id IS NULL
+UNION ALL
+SELECT format('step %%s of branch %%s of run %%s is a push without a batch', s.sequence, s.branch, s.run_id)
+FROM flq_state.step s
+LEFT JOIN flq_state.batch b ON b.run_id = s.run_id AND b.branch = s.branch AND b.sequence = s.sequence
+WHERE s.kind = 'push' AND b.batch_id IS NULL
+UNION ALL
+SELECT format('the commit of round %%s of run %%s is no step %%s of branch %%s', c.round, r.name, c.next_sequence - 1, c.branch)
+FROM flq_state.checkpoint c
+JOIN flq_state.run r ON r.run_id = c.run_id
+LEFT JOIN flq_state.step s
+       ON s.run_id = c.run_id AND s.branch = c.branch AND s.sequence = c.next_sequence - 1 AND s.kind = 'checkpoint'
+WHERE s.run_id IS NULL AND (r.forked_from_round IS NULL OR c.round > r.forked_from_round)
+LIMIT %(limit)s
+
+-- name: commits_follow
+-- Rounds are committed in the order of the program, one behind the other.
+SELECT format('round %%s of run %%s was committed with step %%s, and round %%s before it with step %%s', x.round, x.run_id,
+              x.next_sequence - 1, x.round_before, x.sequence_before - 1)
+FROM (
+    SELECT run_id, round, next_sequence,
+           lag(round) OVER following AS round_before, lag(next_sequence) OVER following AS sequence_before
+    FROM flq_state.checkpoint
+    WINDOW following AS (PARTITION BY run_id ORDER BY round)
+) x
+WHERE x.sequence_before >= x.next_sequence
+LIMIT %(limit)s
+
+-- name: deliveries_exist
+-- What a step says was delivered to the app exists: results of batches of its run that were pushed before it, and lists of
+-- nodes. A result stays when what it refers to is released; those of pruned runs do not.
+WITH given AS (
+    SELECT s.run_id, s.branch, s.sequence, i.task_id
+    FROM flq_state.step s
+    CROSS JOIN jsonb_array_elements(s.delivered) d
+    CROSS JOIN jsonb_array_elements(coalesce(d -> 'received', d -> 'pulled', '[]')) g
+    CROSS JOIN generate_series((g ->> 0)::bigint, (g ->> 0)::bigint + (g ->> 1)::bigint - 1) i(task_id)
+)
+SELECT format('step %%s of branch %%s of run %%s was given a result of task %%s, which has none', g.sequence, g.branch, r.name,
+              g.task_id)
+FROM given g
+JOIN flq_state.run r ON r.run_id = g.run_id AND r.pruned_at IS NULL
+LEFT JOIN flq_state.result s ON s.run_id = g.run_id AND s.task_id = g.task_id
+WHERE s.task_id IS NULL
+UNION ALL
+SELECT format('step %%s of branch %%s of run %%s was given a result of task %%s, which was pushed with step %%s', g.sequence,
+              g.branch, g.run_id, g.task_id, b.sequence)
+FROM given g
+JOIN flq_state.result s ON s.run_id = g.run_id AND s.task_id = g.task_id
+JOIN flq_state.batch b ON b.batch_id = s.batch_id
+WHERE b.sequence >= g.sequence
+UNION ALL
+SELECT format('step %%s of branch %%s of run %%s was given a list of nodes that is not kept', s.sequence, s.branch, s.run_id)
+FROM flq_state.step s
+CROSS JOIN jsonb_array_elements(s.delivered) d
+LEFT JOIN flq_state.node_list n ON n.run_id = s.run_id AND n.list_hash = decode(d ->> 'nodes', 'hex')
+WHERE d ? 'nodes' AND n.run_id IS NULL
+LIMIT %(limit)s
+
+-- name: delivered_once
+-- A result is delivered, and so applied, at most once on each branch of its run.
+SELECT format('the result of task %%s was delivered %%s times on branch %%s of run %%s, with steps %%s', i.task_id, count(*),
+              s.branch, s.run_id, string_agg(s.sequence::text, ', ' ORDER BY s.sequence))
+FROM flq_state.step s
+CROSS JOIN jsonb_array_elements(s.delivered) d
+CROSS JOIN jsonb_array_elements(coalesce(d -> 'received', d -> 'pulled', '[]')) g
+CROSS JOIN generate_series((g ->> 0)::bigint, (g ->> 0)::bigint + (g ->> 1)::bigint - 1) i(task_id)
+GROUP BY s.run_id, s.branch, i.task_id
+HAVING count(*) > 1
+LIMIT %(limit)s
+
+-- name: time_outs_stay
+-- A task that the app was told had no reply, and went on with that, has none.
+SELECT format('step %%s of branch %%s of run %%s was told that task %%s has no reply, and it is %%s', s.sequence, s.branch,
+              s.run_id, i.task_id, t.status)
+FROM flq_state.step s
+CROSS JOIN jsonb_array_elements(s.delivered) d
+CROSS JOIN jsonb_array_elements(coalesce(d -> 'timed_out', '[]')) g
+CROSS JOIN generate_series((g ->> 0)::bigint, (g ->> 0)::bigint + (g ->> 1)::bigint - 1) i(task_id)
+JOIN flq_state.result t ON t.run_id = s.run_id AND t.task_id = i.task_id
+WHERE t.status IN ('ok', 'error')
 LIMIT %(limit)s
 
 -- name: references_have_holders

@@ -1,4 +1,4 @@
-"""Who is using the command line."""
+"""Who is using this computer."""
 
 from __future__ import annotations
 

@@ -1,0 +1,170 @@
+"""The loop of a legacy ServerApp: `Server.fit`, with a strategy and the clients of a Grid."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from logging import INFO
+from typing import TYPE_CHECKING
+
+from flq.apps.context import Context
+from flq.apps.legacy import record
+from flq.apps.legacy.clients import (
+    EVALUATE,
+    FIT,
+    Answers,
+    Attendance,
+    ClientManager,
+    SimpleClientManager,
+    ask,
+)
+from flq.apps.legacy.history import History
+from flq.apps.legacy.typing import Code, EvaluateRes, FitRes, GetParametersIns, Metrics, Parameters
+from flq.apps.logger import log
+from flq.apps.strategy.grids import MessageGrid
+from flq.errors import AppError
+
+if TYPE_CHECKING:
+    from flq.apps.legacy.strategy import Strategy
+
+
+@dataclass
+class ServerConfig:
+    """How many rounds, and how many seconds a round waits for its clients (None: as long as a message lives)."""
+
+    num_rounds: int = 1
+    round_timeout: float | None = None
+
+
+@dataclass
+class ServerAppComponents:
+    """What a `server_fn` returns: a strategy, or a server that has one, and the configuration."""
+
+    server: Server | None = None
+    config: ServerConfig | None = None
+    strategy: Strategy | None = None
+    client_manager: ClientManager | None = None
+
+
+class Server:
+    """Leads a strategy through its rounds."""
+
+    def __init__(self, *, client_manager: ClientManager, strategy: Strategy | None = None) -> None:
+        from flq.apps.legacy.strategy import FedAvg
+
+        self._client_manager = client_manager
+        self.parameters = Parameters([], "numpy.ndarray")
+        self.strategy: Strategy = strategy if strategy is not None else FedAvg()
+        self.max_workers: int | None = None
+        self._grid: MessageGrid | None = None
+        self._attendance: Attendance | None = None
+
+    def lead(self, grid: MessageGrid) -> None:
+        """Take the nodes of `grid` for clients."""
+        self._grid = grid
+        self._attendance = Attendance(grid, self._client_manager)
+        self._attendance.take()
+
+    def set_max_workers(self, max_workers: int | None) -> None:
+        """Keep the number; the clients of a round are asked at once whatever it is."""
+        self.max_workers = max_workers
+
+    def set_strategy(self, strategy: Strategy) -> None:
+        """Replace the strategy."""
+        self.strategy = strategy
+
+    def client_manager(self) -> ClientManager:
+        """What knows the clients."""
+        return self._client_manager
+
+    def fit(self, num_rounds: int, timeout: float | None) -> tuple[History, float]:
+        """Train for so many rounds: the history, and how many seconds it took."""
+        history, grid = History(), self._grid
+        begun = record.begin(grid, num_rounds)
+        self.parameters = self._get_initial_parameters(server_round=0, timeout=timeout)
+        record.centralized(history, grid, 0, self.strategy.evaluate(0, parameters=self.parameters))
+        for server_round in range(1, num_rounds + 1):
+            if self._attendance is not None:
+                self._attendance.take()
+            fitted = self.fit_round(server_round=server_round, timeout=timeout)
+            if fitted is not None:
+                parameters, metrics, _ = fitted
+                self.parameters = self.parameters if parameters is None else parameters
+                record.fitted(history, grid, server_round, metrics)
+            measured = self.strategy.evaluate(server_round, parameters=self.parameters)
+            record.centralized(history, grid, server_round, measured)
+            evaluated = self.evaluate_round(server_round=server_round, timeout=timeout)
+            if evaluated is not None:
+                loss, metrics, _ = evaluated
+                record.evaluated(history, grid, server_round, loss, metrics)
+        return history, record.end(history, num_rounds, begun)
+
+    def fit_round(
+        self, server_round: int, timeout: float | None
+    ) -> tuple[Parameters | None, Metrics, Answers[FitRes]] | None:
+        """One round of training; None if the strategy chose no clients."""
+        instructions = self.strategy.configure_fit(
+            server_round=server_round, parameters=self.parameters, client_manager=self._client_manager
+        )
+        if not instructions:
+            log(INFO, "round %d: no clients were chosen to train", server_round)
+            return None
+        results, failures = ask(FIT, instructions, timeout, server_round)
+        log(INFO, "round %d: %d clients have trained, %d have failed", server_round, len(results), len(failures))
+        parameters, metrics = self.strategy.aggregate_fit(server_round, results, failures)
+        return parameters, metrics, (results, failures)
+
+    def evaluate_round(
+        self, server_round: int, timeout: float | None
+    ) -> tuple[float | None, Metrics, Answers[EvaluateRes]] | None:
+        """One round of evaluation by clients; None if the strategy chose none."""
+        instructions = self.strategy.configure_evaluate(
+            server_round=server_round, parameters=self.parameters, client_manager=self._client_manager
+        )
+        if not instructions:
+            log(INFO, "round %d: no clients were chosen to evaluate", server_round)
+            return None
+        results, failures = ask(EVALUATE, instructions, timeout, server_round)
+        log(INFO, "round %d: %d clients have evaluated, %d have failed", server_round, len(results), len(failures))
+        loss, metrics = self.strategy.aggregate_evaluate(server_round, results, failures)
+        return loss, metrics, (results, failures)
+
+    def disconnect_all_clients(self, timeout: float | None) -> None:
+        """Do nothing: nodes serve other runs too, and stay."""
+
+    def _get_initial_parameters(self, server_round: int, timeout: float | None) -> Parameters:
+        return initial_parameters(self.strategy, self._client_manager, server_round, timeout)
+
+
+def initial_parameters(
+    strategy: Strategy, clients: ClientManager, server_round: int, timeout: float | None
+) -> Parameters:
+    """The strategy's initial parameters, or those of one client chosen at random. Raises `AppError` if it has none."""
+    parameters = strategy.initialize_parameters(client_manager=clients)
+    if parameters is not None:
+        return parameters
+    log(INFO, "the initial parameters come from one client chosen at random")
+    (client,) = clients.sample(1)
+    answer = client.get_parameters(ins=GetParametersIns(config={}), timeout=timeout, group_id=server_round)
+    if answer.status.code != Code.OK:
+        raise AppError(
+            f"client {client.cid} has no initial parameters: {answer.status.message}",
+            hint="give the strategy initial_parameters, or let the clients have get_parameters",
+        )
+    return answer.parameters
+
+
+ServerFn = Callable[[Context], ServerAppComponents]
+"""Makes the components of a legacy ServerApp from the run's configuration."""
+
+
+def lead(grid: MessageGrid, components: ServerAppComponents) -> History:
+    """Execute a legacy ServerApp to its end."""
+    config = components.config or ServerConfig()
+    server = components.server
+    if server is None:
+        clients = components.client_manager or SimpleClientManager()
+        server = Server(client_manager=clients, strategy=components.strategy)
+    server.lead(grid)
+    history, _ = server.fit(num_rounds=config.num_rounds, timeout=config.round_timeout)
+    return history

@@ -1,0 +1,1 @@
+"""analytics: an app written for Flower."""

@@ -1,0 +1,1 @@
+"""client state: an app written for Flower."""

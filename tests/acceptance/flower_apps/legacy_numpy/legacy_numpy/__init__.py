@@ -1,0 +1,1 @@
+"""legacy numpy: an app written for Flower."""

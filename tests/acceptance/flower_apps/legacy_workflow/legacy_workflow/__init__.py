@@ -1,0 +1,1 @@
+"""legacy workflow: an app written for Flower."""

@@ -1,0 +1,1 @@
+"""message api: an app written for Flower."""

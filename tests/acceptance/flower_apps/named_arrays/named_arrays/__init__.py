@@ -1,0 +1,1 @@
+"""named arrays: an app written for Flower."""

@@ -1,0 +1,1 @@
+"""overridden strategy: an app written for Flower."""

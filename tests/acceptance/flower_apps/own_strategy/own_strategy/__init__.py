@@ -1,0 +1,1 @@
+"""own strategy: an app written for Flower."""

@@ -1,0 +1,1 @@
+"""torch states: an app written for Flower."""
