@@ -63,7 +63,11 @@ class Manifests:
             for batch_id in unknown:
                 self._keep(batch_id, found[batch_id])
         own = self._own(tx, [row for row in rows if found[row[3]].manifest is None])
-        return {row[2]: (found[row[3]].branch, own.get(row[2], found[row[3]].manifest or b"")) for row in rows}
+        messages = {}
+        for row in rows:
+            branch, manifest = found[row[3]]
+            messages[row[2]] = branch, own[row[2]] if manifest is None else manifest
+        return messages
 
     def _own(self, tx: Tx, rows: Sequence[Row]) -> dict[int, bytes]:
         if not rows:
@@ -105,9 +109,12 @@ def claim(
     }
     try:
         with db.connection() as connection:
+            superseded: frozenset[NodeId] = frozenset()
             with connection.cursor(binary=True) as cursor:
                 rows = cursor.execute(SQL["claim_again"], values).fetchall() if look.again else []
-                if not rows:
+                if rows:  # else the claim itself says so
+                    superseded = _superseded(connection, epochs)
+                else:
                     rows = cursor.execute(SQL["claim"], values, prepare=True).fetchall()
             taken = [row for row in rows if row[2] is not None]
             messages = manifests.of(connection, taken) if taken else {}
@@ -116,7 +123,7 @@ def claim(
         raise
     cursors.found((row[0], row[1]) for row in rows if row[1] is not None and row[2] is None)
     cursors.brought(Dealt(row[0], row[1], row[2], row[9], row[10]) for row in taken)
-    superseded = frozenset(NodeId(row[0]) for row in rows if row[1] is None)
+    superseded |= {NodeId(row[0]) for row in rows if row[1] is None}
     leases = sorted(
         (_lease(row, token, *messages[row[2]]) for row in taken), key=lambda x: (x.key.node_id, x.key.task_id)
     )

@@ -261,6 +261,18 @@ def test_overdue_and_exhausted_tasks_are_ended(doors: Doors, db: Database):
     }
 
 
+def test_a_repeated_claim_says_which_nodes_another_process_hosts_now(doors: Doors):
+    fleet, hosted = doors.fleet("a", "b")
+    grid, _ = doors.grid()
+    grid.push(act.push(hosted[1].node_id))
+    asked, token = [node.node_id for node in hosted], act.token()
+    first = fleet.claim(asked, per_node=1, total=2, token=token)
+    doors.fleet("a")
+    again = fleet.claim(asked, per_node=1, total=2, token=token)
+    assert [lease.key for lease in again.leases] == [lease.key for lease in first.leases]
+    assert again.superseded == {hosted[0].node_id}
+
+
 def test_exhausted_tasks_are_found_part_by_part(doors: Doors, db: Database):
     _, hosted = doors.fleet("a", "b")
     grid, _ = doors.grid()
