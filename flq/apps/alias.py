@@ -75,7 +75,7 @@ class _Names:
             return self._missing(name)
         source, _, attribute = self._names[name].partition(":")
         found = importlib.import_module(source)
-        value: object = getattr(found, attribute) if attribute else found
+        value: object = getattr(found, attribute)
         setattr(self._module, name, value)
         return value
 

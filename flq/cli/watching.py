@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 from flq.cli.follow import follow, wait
+from flq.cli.options import json_option
 from flq.cli.output import Failure, note, print_json
 from flq.cli.views import JsonView, StreamView, ended, failure_of
 from flq.errors import Interrupted
@@ -106,7 +107,7 @@ def watched(command: Callable[..., R]) -> Callable[..., R]:
         metavar="S",
         help="Stop waiting after S seconds, exit 3; the run goes on.",
     )
-    @click.option("--json", "as_json", is_flag=True, help="Print the answer as JSON.")
+    @json_option
     @functools.wraps(command)
     def wrapper(*args: Any, stream: bool, waiting: bool, timeout: float | None, as_json: bool, **options: Any) -> R:
         if stream and waiting:

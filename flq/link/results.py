@@ -76,8 +76,7 @@ def _flush(db: Database, replies: Sequence[Reply]) -> set[TaskId]:
         with db.connection() as connection:
             return _statement(connection, replies)
     with db.transaction() as tx:
-        if named:
-            objects.hold(tx, named)
+        objects.hold(tx, named)
         accepted = _statement(tx, replies)
         states.record(tx, [key for key in left if key.task_id in accepted])
         return accepted

@@ -7,6 +7,7 @@ Revises: nothing
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import sqlalchemy as sa
 from alembic import op
@@ -30,15 +31,18 @@ class Xid8(UserDefinedType[int]):
         return "XID8"
 
 
+def _now(name: str) -> sa.Column[Any]:
+    """A time that is that of the insertion unless it is given."""
+    return sa.Column(name, sa.DateTime(timezone=True), server_default=sa.text("clock_timestamp()"), nullable=False)
+
+
 def upgrade() -> None:
     """Go to this revision."""
     op.create_table(
         "bundle",
         sa.Column("bundle_hash", sa.LargeBinary(), nullable=False),
         sa.Column("data", sa.LargeBinary(), nullable=False),
-        sa.Column(
-            "created_at", sa.DateTime(timezone=True), server_default=sa.text("clock_timestamp()"), nullable=False
-        ),
+        _now("created_at"),
         sa.CheckConstraint("octet_length(bundle_hash) = 32", name=op.f("ck_bundle_sha256")),
         sa.PrimaryKeyConstraint("bundle_hash", name=op.f("pk_bundle")),
         schema="flq_state",
@@ -70,7 +74,7 @@ def upgrade() -> None:
         "maintenance_run",
         sa.Column("maintenance_id", sa.BigInteger(), sa.Identity(always=True), nullable=False),
         sa.Column("name", sa.Text(), nullable=False),
-        sa.Column("at", sa.DateTime(timezone=True), server_default=sa.text("clock_timestamp()"), nullable=False),
+        _now("at"),
         sa.Column("duration", sa.Interval(), nullable=False),
         sa.Column("done", sa.BigInteger(), nullable=False),
         sa.Column("error", sa.Text(), nullable=True),
@@ -91,9 +95,7 @@ def upgrade() -> None:
         sa.Column("object_hash", sa.LargeBinary(), nullable=False),
         sa.Column("size", sa.BigInteger(), nullable=False),
         sa.Column("directory", sa.Text(), nullable=True),
-        sa.Column(
-            "created_at", sa.DateTime(timezone=True), server_default=sa.text("clock_timestamp()"), nullable=False
-        ),
+        _now("created_at"),
         sa.CheckConstraint("octet_length(object_hash) = 32", name=op.f("ck_object_sha256")),
         sa.CheckConstraint("size >= 0", name=op.f("ck_object_size_not_negative")),
         sa.PrimaryKeyConstraint("object_hash", name=op.f("pk_object")),
@@ -121,9 +123,7 @@ def upgrade() -> None:
         "object_upload",
         sa.Column("object_hash", sa.LargeBinary(), nullable=False),
         sa.Column("directory", sa.Text(), nullable=True),
-        sa.Column(
-            "touched_at", sa.DateTime(timezone=True), server_default=sa.text("clock_timestamp()"), nullable=False
-        ),
+        _now("touched_at"),
         sa.PrimaryKeyConstraint("object_hash", name=op.f("pk_object_upload")),
         schema="flq_state",
     )
@@ -142,9 +142,7 @@ def upgrade() -> None:
         sa.Column("pid", sa.Integer(), nullable=False),
         sa.Column("version", sa.Text(), nullable=False),
         sa.Column("slots", sa.Integer(), nullable=False),
-        sa.Column(
-            "started_at", sa.DateTime(timezone=True), server_default=sa.text("clock_timestamp()"), nullable=False
-        ),
+        _now("started_at"),
         sa.Column("alive_until", sa.DateTime(timezone=True), server_default=sa.text("'-infinity'"), nullable=False),
         sa.CheckConstraint("slots >= 0", name=op.f("ck_process_slots_not_negative")),
         sa.PrimaryKeyConstraint("process_id", name=op.f("pk_process")),
@@ -174,7 +172,7 @@ def upgrade() -> None:
         sa.Column("process_id", sa.UUID(as_uuid=False), nullable=True),
         sa.Column("claimed_at", sa.DateTime(timezone=True), nullable=True),
         sa.Column("started_at", sa.DateTime(timezone=True), nullable=True),
-        sa.Column("ended_at", sa.DateTime(timezone=True), server_default=sa.text("clock_timestamp()"), nullable=False),
+        _now("ended_at"),
         sa.Column("xid", Xid8(), server_default=sa.text("pg_current_xact_id()"), nullable=False),
         sa.CheckConstraint("(status = 'ok') = (error_code IS NULL)", name=op.f("ck_result_error_code_unless_ok")),
         sa.CheckConstraint("(status = 'ok') = (manifest IS NOT NULL)", name=op.f("ck_result_manifest_iff_ok")),
@@ -187,9 +185,7 @@ def upgrade() -> None:
         "setting",
         sa.Column("name", sa.Text(), nullable=False),
         sa.Column("value", postgresql.JSONB(astext_type=sa.Text()), nullable=False),
-        sa.Column(
-            "changed_at", sa.DateTime(timezone=True), server_default=sa.text("clock_timestamp()"), nullable=False
-        ),
+        _now("changed_at"),
         sa.PrimaryKeyConstraint("name", name=op.f("pk_setting")),
         schema="flq_state",
     )
@@ -223,7 +219,7 @@ def upgrade() -> None:
         sa.Column("node_id", sa.BigInteger(), nullable=False),
         sa.Column("process_id", sa.UUID(as_uuid=False), nullable=False),
         sa.Column("claimed_at", sa.DateTime(timezone=True), nullable=False),
-        sa.Column("ended_at", sa.DateTime(timezone=True), server_default=sa.text("clock_timestamp()"), nullable=False),
+        _now("ended_at"),
         sa.Column("reason", sa.Text(), nullable=False),
         sa.PrimaryKeyConstraint("task_id", "attempt", name=op.f("pk_task_attempt")),
         schema="flq_state",
@@ -249,9 +245,7 @@ def upgrade() -> None:
         ),
         sa.Column("process_id", sa.UUID(as_uuid=False), nullable=True),
         sa.Column("epoch", sa.BigInteger(), server_default=sa.text("0"), nullable=False),
-        sa.Column(
-            "created_at", sa.DateTime(timezone=True), server_default=sa.text("clock_timestamp()"), nullable=False
-        ),
+        _now("created_at"),
         sa.Column("connected_at", sa.DateTime(timezone=True), nullable=True),
         sa.CheckConstraint("name <> ''", name=op.f("ck_node_name_not_empty")),
         sa.CheckConstraint("node_id > 1", name=op.f("ck_node_one_is_the_superlink")),
@@ -322,9 +316,7 @@ def upgrade() -> None:
         sa.Column("excused_attempts", sa.Integer(), server_default=sa.text("0"), nullable=False),
         sa.Column("not_before", sa.DateTime(timezone=True), nullable=True),
         sa.Column("active_time", sa.Interval(), server_default=sa.text("'00:00:00'"), nullable=False),
-        sa.Column(
-            "created_at", sa.DateTime(timezone=True), server_default=sa.text("clock_timestamp()"), nullable=False
-        ),
+        _now("created_at"),
         sa.Column("starting_at", sa.DateTime(timezone=True), nullable=True),
         sa.Column("running_at", sa.DateTime(timezone=True), nullable=True),
         sa.Column("finished_at", sa.DateTime(timezone=True), nullable=True),
@@ -372,9 +364,7 @@ def upgrade() -> None:
         sa.Column("run_id", sa.BigInteger(), nullable=False),
         sa.Column("name", sa.Text(), nullable=False),
         sa.Column("object_hash", sa.LargeBinary(), nullable=False),
-        sa.Column(
-            "created_at", sa.DateTime(timezone=True), server_default=sa.text("clock_timestamp()"), nullable=False
-        ),
+        _now("created_at"),
         sa.CheckConstraint("name <> ''", name=op.f("ck_artifact_name_not_empty")),
         sa.ForeignKeyConstraint(
             ["object_hash"], ["flq_state.object.object_hash"], name=op.f("fk_artifact_object_hash")
@@ -398,9 +388,7 @@ def upgrade() -> None:
         sa.Column("deadline", sa.DateTime(timezone=True), nullable=False),
         sa.Column("content_hash", sa.LargeBinary(), nullable=False),
         sa.Column("manifest", sa.LargeBinary(), nullable=True),
-        sa.Column(
-            "created_at", sa.DateTime(timezone=True), server_default=sa.text("clock_timestamp()"), nullable=False
-        ),
+        _now("created_at"),
         sa.CheckConstraint("tasks > 0", name=op.f("ck_batch_has_tasks")),
         sa.ForeignKeyConstraint(["run_id"], ["flq_state.run.run_id"], name=op.f("fk_batch_run_id")),
         sa.PrimaryKeyConstraint("batch_id", name=op.f("pk_batch")),
@@ -420,9 +408,7 @@ def upgrade() -> None:
         sa.Column(
             "metrics", postgresql.JSONB(astext_type=sa.Text()), server_default=sa.text("'{}'::jsonb"), nullable=False
         ),
-        sa.Column(
-            "committed_at", sa.DateTime(timezone=True), server_default=sa.text("clock_timestamp()"), nullable=False
-        ),
+        _now("committed_at"),
         sa.CheckConstraint("round >= 0", name=op.f("ck_checkpoint_round_not_negative")),
         sa.ForeignKeyConstraint(["run_id"], ["flq_state.run.run_id"], name=op.f("fk_checkpoint_run_id")),
         sa.PrimaryKeyConstraint("checkpoint_id", name=op.f("pk_checkpoint")),
@@ -448,7 +434,7 @@ def upgrade() -> None:
         sa.Column(
             "delivered", postgresql.JSONB(astext_type=sa.Text()), server_default=sa.text("'[]'::jsonb"), nullable=False
         ),
-        sa.Column("made_at", sa.DateTime(timezone=True), server_default=sa.text("clock_timestamp()"), nullable=False),
+        _now("made_at"),
         sa.ForeignKeyConstraint(["run_id"], ["flq_state.run.run_id"], name=op.f("fk_step_run_id")),
         sa.PrimaryKeyConstraint("run_id", "branch", "sequence", name=op.f("pk_step")),
         schema="flq_state",
@@ -461,9 +447,7 @@ def upgrade() -> None:
         sa.Column("name", sa.Text(), nullable=False),
         sa.Column("node_id", sa.BigInteger(), nullable=True),
         sa.Column("value", sa.Double(), nullable=False),
-        sa.Column(
-            "recorded_at", sa.DateTime(timezone=True), server_default=sa.text("clock_timestamp()"), nullable=False
-        ),
+        _now("recorded_at"),
         sa.CheckConstraint("round >= 0", name=op.f("ck_round_metric_round_not_negative")),
         sa.ForeignKeyConstraint(["node_id"], ["flq_state.node.node_id"], name=op.f("fk_round_metric_node_id")),
         sa.ForeignKeyConstraint(["run_id"], ["flq_state.run.run_id"], name=op.f("fk_round_metric_run_id")),
@@ -496,9 +480,7 @@ def upgrade() -> None:
         sa.Column("lease_until", sa.DateTime(timezone=True), server_default=sa.text("'-infinity'"), nullable=False),
         sa.Column("exit_code", sa.Integer(), nullable=True),
         sa.Column("error", sa.Text(), nullable=True),
-        sa.Column(
-            "published_at", sa.DateTime(timezone=True), server_default=sa.text("clock_timestamp()"), nullable=False
-        ),
+        _now("published_at"),
         sa.Column("claimed_at", sa.DateTime(timezone=True), nullable=True),
         sa.Column("ended_at", sa.DateTime(timezone=True), nullable=True),
         sa.CheckConstraint(
@@ -529,7 +511,7 @@ def upgrade() -> None:
         "run_event",
         sa.Column("event_id", sa.BigInteger(), sa.Identity(always=True), nullable=False),
         sa.Column("run_id", sa.BigInteger(), nullable=False),
-        sa.Column("at", sa.DateTime(timezone=True), server_default=sa.text("clock_timestamp()"), nullable=False),
+        _now("at"),
         sa.Column("event", sa.Text(), nullable=False),
         sa.Column("actor", sa.Text(), nullable=False),
         sa.Column("reason", sa.Text(), nullable=True),

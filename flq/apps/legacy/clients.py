@@ -319,9 +319,10 @@ def _through_grid(
     contents: dict[int, RecordDict] = {}  # the same request to many is written, and stored, once
     messages = []
     for proxy, ins in instructions:
-        content = contents.setdefault(id(ins), call.write(ins) if id(ins) not in contents else RecordDict())
+        if id(ins) not in contents:
+            contents[id(ins)] = call.write(ins)
         group = "" if group_id is None else str(group_id)
-        messages.append(Message(content, proxy.node_id, call.message_type, group_id=group))
+        messages.append(Message(contents[id(ins)], proxy.node_id, call.message_type, group_id=group))
     proxies = {proxy.node_id: proxy for proxy, _ in instructions}
     return [_answer(call, proxies, reply) for reply in grid.send_and_receive(messages, timeout=timeout)]
 

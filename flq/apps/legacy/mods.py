@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from flq.apps import mods
-from flq.apps.clipping import CLIPPING_NORM, NORM_BIT
+from flq.apps.clipping import NORM_BIT
 from flq.apps.context import Context
 from flq.apps.mods import ClientAppCallable
 from flq.wire.message import Message, MessageType
@@ -51,6 +51,3 @@ class LocalDpMod(mods.LocalDpMod):
         if msg.metadata.message_type != MessageType.TRAIN:
             return call_next(msg, context)
         return super().__call__(msg, context, call_next)
-
-
-__all__ = ["CLIPPING_NORM", "NORM_BIT", "LocalDpMod", "adaptiveclipping_mod", "fixedclipping_mod"]

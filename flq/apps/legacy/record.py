@@ -7,11 +7,11 @@ from collections.abc import Mapping
 from logging import INFO
 
 from flq.apps.legacy.history import History
+from flq.apps.legacy.translation import numbers
 from flq.apps.legacy.typing import Metrics
 from flq.apps.logger import log
 from flq.apps.strategy.grids import DurableGrid
 from flq.apps.strategy.history import history as named
-from flq.wire.records import MetricRecord
 
 
 def begin(grid: object, rounds: int) -> float:
@@ -29,13 +29,13 @@ def centralized(history: History, grid: object, server_round: int, measured: tup
     log(INFO, "round %d: loss %s, %s", server_round, loss, metrics)
     history.add_loss_centralized(server_round, loss)
     history.add_metrics_centralized(server_round, metrics)
-    _note(grid, server_round, named(server=_numbers({"loss": loss, **metrics})))
+    _note(grid, server_round, named(server=numbers({"loss": loss, **metrics})))
 
 
 def fitted(history: History, grid: object, server_round: int, metrics: Metrics) -> None:
     """What the clients have measured while they trained."""
     history.add_metrics_distributed_fit(server_round, metrics)
-    _note(grid, server_round, named(train=_numbers(metrics)))
+    _note(grid, server_round, named(train=numbers(metrics)))
 
 
 def evaluated(history: History, grid: object, server_round: int, loss: float | None, metrics: Metrics) -> None:
@@ -45,7 +45,7 @@ def evaluated(history: History, grid: object, server_round: int, loss: float | N
     log(INFO, "round %d: the clients' loss %s, %s", server_round, loss, metrics)
     history.add_loss_distributed(server_round, loss)
     history.add_metrics_distributed(server_round, metrics)
-    _note(grid, server_round, named(evaluate=_numbers({"loss": loss, **metrics})))
+    _note(grid, server_round, named(evaluate=numbers({"loss": loss, **metrics})))
 
 
 def end(history: History, rounds: int, begun: float) -> float:
@@ -60,9 +60,3 @@ def end(history: History, rounds: int, begun: float) -> float:
 def _note(grid: object, server_round: int, metrics: Mapping[str, float]) -> None:
     if isinstance(grid, DurableGrid) and metrics:
         grid.record_metrics(server_round, metrics)
-
-
-def _numbers(metrics: Metrics) -> MetricRecord:
-    return MetricRecord(
-        {key: value for key, value in metrics.items() if isinstance(value, int | float) and not isinstance(value, bool)}
-    )

@@ -4,25 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from logging import INFO
 from typing import TYPE_CHECKING
 
 from flq.apps.context import Context
-from flq.apps.legacy import record
+from flq.apps.legacy import record, rounds
 from flq.apps.legacy.clients import (
-    EVALUATE,
-    FIT,
     Answers,
     Attendance,
     ClientManager,
     SimpleClientManager,
-    ask,
 )
 from flq.apps.legacy.history import History
-from flq.apps.legacy.typing import Code, EvaluateRes, FitRes, GetParametersIns, Metrics, Parameters
-from flq.apps.logger import log
+from flq.apps.legacy.typing import EvaluateRes, FitRes, Metrics, Parameters
 from flq.apps.strategy.grids import MessageGrid
-from flq.errors import AppError
 
 if TYPE_CHECKING:
     from flq.apps.legacy.strategy import Strategy
@@ -103,55 +97,19 @@ class Server:
         self, server_round: int, timeout: float | None
     ) -> tuple[Parameters | None, Metrics, Answers[FitRes]] | None:
         """One round of training; None if the strategy chose no clients."""
-        instructions = self.strategy.configure_fit(
-            server_round=server_round, parameters=self.parameters, client_manager=self._client_manager
-        )
-        if not instructions:
-            log(INFO, "round %d: no clients were chosen to train", server_round)
-            return None
-        results, failures = ask(FIT, instructions, timeout, server_round)
-        log(INFO, "round %d: %d clients have trained, %d have failed", server_round, len(results), len(failures))
-        parameters, metrics = self.strategy.aggregate_fit(server_round, results, failures)
-        return parameters, metrics, (results, failures)
+        return rounds.train(self.strategy, self._client_manager, server_round, self.parameters, timeout)
 
     def evaluate_round(
         self, server_round: int, timeout: float | None
     ) -> tuple[float | None, Metrics, Answers[EvaluateRes]] | None:
         """One round of evaluation by clients; None if the strategy chose none."""
-        instructions = self.strategy.configure_evaluate(
-            server_round=server_round, parameters=self.parameters, client_manager=self._client_manager
-        )
-        if not instructions:
-            log(INFO, "round %d: no clients were chosen to evaluate", server_round)
-            return None
-        results, failures = ask(EVALUATE, instructions, timeout, server_round)
-        log(INFO, "round %d: %d clients have evaluated, %d have failed", server_round, len(results), len(failures))
-        loss, metrics = self.strategy.aggregate_evaluate(server_round, results, failures)
-        return loss, metrics, (results, failures)
+        return rounds.evaluate(self.strategy, self._client_manager, server_round, self.parameters, timeout)
 
     def disconnect_all_clients(self, timeout: float | None) -> None:
         """Do nothing: nodes serve other runs too, and stay."""
 
     def _get_initial_parameters(self, server_round: int, timeout: float | None) -> Parameters:
-        return initial_parameters(self.strategy, self._client_manager, server_round, timeout)
-
-
-def initial_parameters(
-    strategy: Strategy, clients: ClientManager, server_round: int, timeout: float | None
-) -> Parameters:
-    """The strategy's initial parameters, or those of one client chosen at random. Raises `AppError` if it has none."""
-    parameters = strategy.initialize_parameters(client_manager=clients)
-    if parameters is not None:
-        return parameters
-    log(INFO, "the initial parameters come from one client chosen at random")
-    (client,) = clients.sample(1)
-    answer = client.get_parameters(ins=GetParametersIns(config={}), timeout=timeout, group_id=server_round)
-    if answer.status.code != Code.OK:
-        raise AppError(
-            f"client {client.cid} has no initial parameters: {answer.status.message}",
-            hint="give the strategy initial_parameters, or let the clients have get_parameters",
-        )
-    return answer.parameters
+        return rounds.initial_parameters(self.strategy, self._client_manager, server_round, timeout)
 
 
 ServerFn = Callable[[Context], ServerAppComponents]

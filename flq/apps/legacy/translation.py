@@ -81,7 +81,7 @@ def fitres_to_records(res: FitRes) -> RecordDict:
             "fitres.parameters": parameters_to_arrayrecord(res.parameters),
             "fitres.num_examples": MetricRecord({"num_examples": res.num_examples}),
             "fitres.metrics": _config(res.metrics),
-            "fitres.numbers": _numbers(res.metrics),
+            "fitres.numbers": numbers(res.metrics),
             "fitres.status": _status(res.status),
         }
     )
@@ -104,7 +104,7 @@ def evaluateres_to_records(res: EvaluateRes) -> RecordDict:
             "evaluateres.loss": MetricRecord({"loss": res.loss}),
             "evaluateres.num_examples": MetricRecord({"num_examples": res.num_examples}),
             "evaluateres.metrics": _config(res.metrics),
-            "evaluateres.numbers": _numbers(res.metrics),
+            "evaluateres.numbers": numbers(res.metrics),
             "evaluateres.status": _status(res.status),
         }
     )
@@ -154,6 +154,13 @@ def records_to_getpropertiesres(content: RecordDict) -> GetPropertiesRes:
     )
 
 
+def numbers(metrics: Metrics) -> MetricRecord:
+    """The numbers among a client's metrics."""
+    return MetricRecord(
+        {key: value for key, value in metrics.items() if isinstance(value, int | float) and not isinstance(value, bool)}
+    )
+
+
 def _request(name: str, parameters: Parameters, config: Config) -> RecordDict:
     return RecordDict({f"{name}.parameters": parameters_to_arrayrecord(parameters), f"{name}.config": _config(config)})
 
@@ -164,12 +171,6 @@ def _requested(name: str, content: RecordDict) -> tuple[Parameters, Config]:
 
 def _config(values: Mapping[str, Scalar]) -> ConfigRecord:
     return ConfigRecord(dict(values))
-
-
-def _numbers(metrics: Metrics) -> MetricRecord:
-    return MetricRecord(
-        {key: value for key, value in metrics.items() if isinstance(value, int | float) and not isinstance(value, bool)}
-    )
 
 
 def _status(status: Status) -> ConfigRecord:

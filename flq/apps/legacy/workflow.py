@@ -4,18 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from logging import INFO
 from typing import cast
 
 from flq.apps.context import Context
-from flq.apps.legacy import record
-from flq.apps.legacy.clients import EVALUATE, FIT, Attendance, ClientManager, SimpleClientManager, ask
+from flq.apps.legacy import record, rounds
+from flq.apps.legacy.clients import Attendance, ClientManager, SimpleClientManager
 from flq.apps.legacy.history import History
 from flq.apps.legacy.parameters import arrayrecord_to_parameters, parameters_to_arrayrecord
-from flq.apps.legacy.server import ServerConfig, initial_parameters
+from flq.apps.legacy.server import ServerConfig
 from flq.apps.legacy.strategy import FedAvg, Strategy
 from flq.apps.legacy.typing import Parameters
-from flq.apps.logger import log
 from flq.apps.strategy.grids import MessageGrid
 from flq.wire.records import ConfigRecord
 
@@ -75,51 +73,38 @@ class DefaultWorkflow:
         legacy = _legacy(context)
         attendance = Attendance(grid, legacy.client_manager)
         attendance.take()
-        rounds, timeout = legacy.config.num_rounds, legacy.config.round_timeout
-        begun = record.begin(grid, rounds)
-        _keep(legacy, initial_parameters(legacy.strategy, legacy.client_manager, 0, timeout))
+        num_rounds, timeout = legacy.config.num_rounds, legacy.config.round_timeout
+        begun = record.begin(grid, num_rounds)
+        _keep(legacy, rounds.initial_parameters(legacy.strategy, legacy.client_manager, 0, timeout))
         _evaluate_centrally(grid, legacy, 0)
-        for server_round in range(1, rounds + 1):
+        for server_round in range(1, num_rounds + 1):
             legacy.state[MAIN_CONFIGS_RECORD] = ConfigRecord({CURRENT_ROUND: server_round})
             attendance.take()
             self.fit_workflow(grid, legacy)
             _evaluate_centrally(grid, legacy, server_round)
             self.evaluate_workflow(grid, legacy)
-        record.end(legacy.history, rounds, begun)
+        record.end(legacy.history, num_rounds, begun)
 
 
 def fit(grid: MessageGrid, context: Context) -> None:
     """A round of training: the clients that the strategy chooses, and the model that it makes of their answers."""
     legacy = _legacy(context)
-    server_round = current_round(legacy)
-    instructions = legacy.strategy.configure_fit(
-        server_round=server_round, parameters=_parameters(legacy), client_manager=legacy.client_manager
-    )
-    if not instructions:
-        log(INFO, "round %d: no clients were chosen to train", server_round)
+    trained = rounds.train(*_round(legacy))
+    if trained is None:
         return
-    results, failures = ask(FIT, instructions, legacy.config.round_timeout, server_round)
-    log(INFO, "round %d: %d clients have trained, %d have failed", server_round, len(results), len(failures))
-    parameters, metrics = legacy.strategy.aggregate_fit(server_round, results, failures)
+    parameters, metrics, _ = trained
     if parameters is not None:
         _keep(legacy, parameters)
-    record.fitted(legacy.history, grid, server_round, metrics)
+    record.fitted(legacy.history, grid, current_round(legacy), metrics)
 
 
 def evaluate(grid: MessageGrid, context: Context) -> None:
     """A round of evaluation by clients."""
     legacy = _legacy(context)
-    server_round = current_round(legacy)
-    instructions = legacy.strategy.configure_evaluate(
-        server_round=server_round, parameters=_parameters(legacy), client_manager=legacy.client_manager
-    )
-    if not instructions:
-        log(INFO, "round %d: no clients were chosen to evaluate", server_round)
-        return
-    results, failures = ask(EVALUATE, instructions, legacy.config.round_timeout, server_round)
-    log(INFO, "round %d: %d clients have evaluated, %d have failed", server_round, len(results), len(failures))
-    loss, metrics = legacy.strategy.aggregate_evaluate(server_round, results, failures)
-    record.evaluated(legacy.history, grid, server_round, loss, metrics)
+    evaluated = rounds.evaluate(*_round(legacy))
+    if evaluated is not None:
+        loss, metrics, _ = evaluated
+        record.evaluated(legacy.history, grid, current_round(legacy), loss, metrics)
 
 
 def current_round(context: LegacyContext) -> int:
@@ -136,6 +121,12 @@ def _legacy(context: Context) -> LegacyContext:
     if not isinstance(context, LegacyContext):
         raise TypeError(f"a workflow needs a LegacyContext, not {type(context).__name__}: make one of the context")
     return context
+
+
+def _round(context: LegacyContext) -> tuple[Strategy, ClientManager, int, Parameters, float | None]:
+    """What both parts of a round are asked."""
+    strategy, clients, timeout = context.strategy, context.client_manager, context.config.round_timeout
+    return strategy, clients, current_round(context), _parameters(context), timeout
 
 
 def _parameters(context: LegacyContext) -> Parameters:

@@ -13,6 +13,7 @@ from logging import INFO, WARNING
 
 import numpy as np
 
+from flq.apps.clipping import CLIPPING_NORM, NORM_BIT, clipped
 from flq.apps.legacy.clients import ClientManager, ClientProxy
 from flq.apps.legacy.parameters import ndarrays_to_parameters, parameters_to_ndarrays
 from flq.apps.legacy.strategy.base import EvaluateFailure, FitFailure, Strategy
@@ -20,8 +21,7 @@ from flq.apps.legacy.typing import EvaluateIns, EvaluateRes, FitIns, FitRes, Met
 from flq.apps.logger import log
 from flq.apps.strategy.privacy import noise_for_count
 from flq.errors import StrategyError
-
-CLIPPING_NORM, NORM_BIT = "clipping_norm", "norm_bit"
+from flq.wire.records import ArrayRecord
 
 
 class _Private(Strategy):
@@ -80,9 +80,9 @@ class _Private(Strategy):
             return None, {}
         if len(results) != self.num_sampled_clients:
             log(WARNING, "%d clients have trained; the noise is for %d", len(results), self.num_sampled_clients)
-        clipped = [self._clip(answer) for _, answer in results]
+        shortened = [self._clip(answer) for _, answer in results]
         norm = self.clipping_norm
-        self.learn(sum(clipped), len(results))
+        self.learn(sum(shortened), len(results))
         parameters, metrics = self.strategy.aggregate_fit(server_round, results, failures)
         return (None if parameters is None else self._noisy(parameters, norm)), metrics
 
@@ -103,15 +103,10 @@ class _Private(Strategy):
         """Clip one update in place of the client, unless that has; whether it had to be."""
         if self.on_clients:
             return self._told(answer)
-        trained = parameters_to_ndarrays(answer.parameters)
-        update = [new - old for new, old in zip(trained, self.current_round_params, strict=True)]
-        norm = math.sqrt(sum(float(np.square(layer, dtype=np.float64).sum()) for layer in update))
-        scale = min(1.0, self.clipping_norm / norm) if norm else 1.0
-        shortened = zip(self.current_round_params, update, strict=True)
-        answer.parameters = ndarrays_to_parameters(
-            [(old + layer * scale).astype(old.dtype) for old, layer in shortened]
-        )
-        return norm > self.clipping_norm
+        trained = ArrayRecord(parameters_to_ndarrays(answer.parameters))
+        shortened, was_clipped = clipped(trained, ArrayRecord(self.current_round_params), self.clipping_norm)
+        answer.parameters = ndarrays_to_parameters(shortened.to_numpy_ndarrays())
+        return was_clipped
 
     def _told(self, answer: FitRes) -> bool:  # noqa: ARG002 - of the adaptive one
         return False
