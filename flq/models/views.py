@@ -8,7 +8,9 @@ from __future__ import annotations
 RUNS = """
 SELECT r.name AS run, r.app, r.owner, r.status, r.outcome, r.reason, r.attempt,
        r.rounds_planned,
-       (SELECT coalesce(max(c.round), 0) FROM flq_state.checkpoint c WHERE c.run_id = r.run_id) AS rounds_done,
+       greatest(0, (SELECT max(c.round) FROM flq_state.checkpoint c WHERE c.run_id = r.run_id),
+                (SELECT max(b.round) FROM flq_state.batch b WHERE b.run_id = r.run_id)
+                - (r.outcome IS DISTINCT FROM 'completed')::int) AS rounds_done,
        open.tasks_open, ended.results_ok, ended.results_error,
        r.stop_requested_at, r.priority, r.config, r.node_selector, r.seed, r.bundle_hash,
        r.created_at, r.starting_at, r.running_at, r.finished_at,

@@ -54,6 +54,8 @@ def test_the_rounds_of_a_legacy_app_are_in_the_history(flq: Flq, tmp_path: Path)
     assert [(row["round"], row["nodes"]) for row in rounds] == [(1, 4), (2, 4)]
     measured = {"loss": 2.0, "cells": 2.0, "eval_loss": 1.0, "eval_accuracy": 0.75}
     assert rounds[1]["metrics"] == pytest.approx(measured)
+    (run,) = flq.sql("select rounds_done, rounds_planned from flq.runs where run = 'history'")
+    assert run == {"rounds_done": 2, "rounds_planned": 2}
 
 
 def test_a_name_that_flq_does_not_have_is_said(flq: Flq, tmp_path: Path):

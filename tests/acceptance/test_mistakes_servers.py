@@ -38,7 +38,8 @@ def flq() -> Iterator[Flq]:
             f"[embedded.postgres]\nlisten_addresses = '127.0.0.1'\nport = {PORT}\nmax_connections = 30\n"
         )
         program = home.parent / "valkey-server"
-        program.write_text(f'#!/bin/sh\n[ -e {shlex.quote(str(program))}.broken ] && exit 1\nexec {_valkey()} "$@"\n')
+        broken = shlex.quote(f"{program}.broken")
+        program.write_text(f'#!/bin/sh\nwhile [ -e {broken} ]; do sleep 0.05; done\nexec {_valkey()} "$@"\n')
         program.chmod(0o755)
         command = Flq(home, {"FLQ_VALKEY_BIN": str(program)})
         command("up", "--nodes", "2")

@@ -343,6 +343,7 @@ class TaskMachine(RuleBasedStateMachine):
 @pytest.fixture
 def machine(dsn: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[type[TaskMachine]]:
     monkeypatch.setattr(tasks, "MAX_ATTEMPTS", MOST_ATTEMPTS)
+    monkeypatch.setattr(attempts, "BACK_OFF_SECONDS", 0.0)  # a run that is taken over goes on at once
     database = Database(dsn, application="flq machine")
     yield type("Machine", (TaskMachine,), {"db": database, "dsn": dsn})
     database.close()

@@ -160,7 +160,10 @@ def test_an_attempt_that_died_is_followed_by_another_which_fences_it(doors: Door
     second.record_metrics(1, {"loss": 0.5})
 
 
-def test_an_attempt_that_dies_too_often_fails_its_run(db: Database, control: DbControl):
+def test_an_attempt_that_dies_too_often_fails_its_run(
+    db: Database, control: DbControl, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(attempts, "BACK_OFF_SECONDS", 0.0)  # each attempt follows at once
     claim = act.start_attempt(db)
     run_id = claim.run.run_id
     for _ in range(attempts.MAX_ATTEMPTS - 1):
