@@ -24,6 +24,7 @@ VIEWS = {
     "rounds": "the rounds of every run: status, nodes, duration, metrics",
     "tasks": "every task, open or finished: run, round, node, status, error, times",
     "nodes": "every node: online or not, config, labels, open tasks",
+    "superexecs": "every SuperExec: online or not, whether it takes jobs, slots",
     "metrics": "named numbers by run, round and node",
     "logs": "the output of ServerApps, ClientApps and SuperExec",
     "events": "the history of every run: what, when, who, why",

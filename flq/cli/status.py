@@ -8,14 +8,15 @@ from typing import TYPE_CHECKING
 
 import click
 
-from flq.cli.federation import Place, control, federated
+from flq.cli.federation import Place, control, federated, find
 from flq.cli.options import examples, json_option
 from flq.cli.output import Failure, ago, note, print_failure, print_json, print_table
-from flq.errors import DiskFull
+from flq.errors import DiskFull, FlqError
 from flq.settings import Settings
 
 if TYPE_CHECKING:
     from flq.local.federation import FederationStatus
+    from flq.wire.control import Control
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,12 +52,11 @@ class Picture:
 def command(*, settings: Settings, as_json: bool) -> int:
     """Show whether the federation is up, and its processes.
 
-    Exits with 1 if the embedded federation is not up, one of its processes fails or its disk is full; with 5 if a
-    federation with a DSN cannot be reached.
+    Exits with 1 if the embedded federation is not up, one of its processes fails or its disk is full, or if a SuperExec
+    takes no jobs from the broker; with 5 if a federation with a DSN cannot be reached.
     """
     if settings.dsn is not None:
-        _status_elsewhere(settings, settings.dsn, as_json=as_json)
-        return 0
+        return _status_elsewhere(settings, settings.dsn, as_json=as_json)
     from flq.local import federation
 
     found = picture(federation.status(settings.home))
@@ -104,14 +104,36 @@ def _failure(found: Picture, settings: Settings) -> Failure | None:
     if failed:
         names = ", ".join(process.name for process in failed)
         return Failure("process_failed", f"failed: {names}", f"its log: {failed[0].log}")
-    return None
+    return _deafness_here(settings) if found.state == "up" else None
 
 
-def _status_elsewhere(settings: Settings, dsn: str, *, as_json: bool) -> None:
+def _deafness_here(settings: Settings) -> Failure | None:
+    try:
+        with control(find(settings)) as door:
+            return _deafness(door)
+    except FlqError as exc:
+        note(f"whether its SuperExec takes jobs is not known: {exc}")
+        return None
+
+
+def _deafness(door: Control) -> Failure | None:
+    """What is wrong if SuperExecs live that take no jobs."""
+    deaf = [f"on {found.host}, pid {found.pid}" for found in door.superexecs() if found.consuming is False]
+    if not deaf:
+        return None
+    message = f"a SuperExec takes no jobs from the broker: {'; '.join(deaf)}"
+    return Failure("superexec_deaf", message, "it connects anew by itself, and ends if that does not help; see its log")
+
+
+def _status_elsewhere(settings: Settings, dsn: str, *, as_json: bool) -> int:
     with control(Place(dsn, settings.broker)) as door:
-        nodes = door.nodes()
+        nodes, failure = door.nodes(), _deafness(door)
     online = sum(node.online for node in nodes)
     if as_json:
-        print_json({"state": "reachable", "federation": settings.federation, "nodes": len(nodes), "online": online})
-    else:
-        click.echo(f"{settings.federation}: reachable, {online} of {len(nodes)} nodes online")
+        found = {"state": "reachable", "federation": settings.federation, "nodes": len(nodes), "online": online}
+        print_json(found, failure)
+        return int(failure is not None)
+    click.echo(f"{settings.federation}: reachable, {online} of {len(nodes)} nodes online")
+    if failure is not None:
+        print_failure(failure, as_json=False)
+    return int(failure is not None)

@@ -29,11 +29,20 @@ LEAST_SLOTS = 4
 )
 @click.option("--name", default="superexec", show_default=True, help="Tells SuperExecs on one host from each other.")
 @click.option("--install-deps", is_flag=True, help="Install what apps depend on, below the home folder.")
+@click.option(
+    "--probe-interval",
+    type=click.FloatRange(min=0.1),
+    default=10.0,
+    show_default=True,
+    metavar="SECONDS",
+    help="How often it looks whether jobs still reach it from the broker.",
+)
 @federated
-def command(*, settings: Settings, slots: int | None, name: str, install_deps: bool) -> int:
+def command(*, settings: Settings, slots: int | None, name: str, install_deps: bool, probe_interval: float) -> int:
     """Run a SuperExec, until SIGTERM: a Celery worker that launches ServerApps.
 
-    At SIGTERM it ends its ServerApps within seconds; their runs go on with the next SuperExec.
+    At SIGTERM it ends its ServerApps within seconds; their runs go on with the next SuperExec. Exits with 1 if no jobs
+    reach it although the broker has some, and connecting anew has not helped: have it started again then.
     """
     place = find(settings)
     broker = place.needs_broker()
@@ -42,4 +51,12 @@ def command(*, settings: Settings, slots: int | None, name: str, install_deps: b
 
     schema.check(place.dsn)
     many = slots or max(LEAST_SLOTS, os.cpu_count() or 1)
-    return superexec.run(place.dsn, broker, slots=many, name=name, home=settings.home, install_deps=install_deps)
+    return superexec.run(
+        place.dsn,
+        broker,
+        slots=many,
+        name=name,
+        home=settings.home,
+        install_deps=install_deps,
+        probe_interval=probe_interval,
+    )

@@ -1,4 +1,4 @@
-"""The Celery app of SuperExec: one queue, one job, JSON, and no state of its own.
+"""The Celery app of SuperExec: a queue for launches, one for each SuperExec's housekeeping, JSON, no state of its own.
 
 PostgreSQL knows which runs there are; a job is a hint that one of them wants to start. A job that is delivered
 twice, late or never does no harm, so jobs are acknowledged early and results are not kept.
@@ -13,7 +13,10 @@ from flq.errors import UsageError
 
 QUEUE = "flq.launch"
 LAUNCH = "flq.launch"
-"""The name of the one job. Its arguments are `run` (the run's name), `run_id` and `attempt`: nothing else."""
+"""The job that launches. Its arguments are `run` (the run's name), `run_id` and `attempt`: nothing else."""
+
+HOUSEKEEPING = "flq.housekeeping"
+"""The job by which a SuperExec finds out whether it still takes jobs. It has no arguments."""
 
 _YEAR = 365 * 24 * 3600
 
@@ -54,6 +57,11 @@ def create_app(broker: str) -> Celery:
         enable_utc=True,
     )
     return app
+
+
+def housekeeping_queue(superexec: str) -> str:
+    """The queue of one SuperExec's housekeeping, which is named like its Celery worker."""
+    return f"{HOUSEKEEPING}.{superexec}"
 
 
 def _insist_on_address(broker: str) -> None:

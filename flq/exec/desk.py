@@ -1,8 +1,8 @@
 """The desk: the thread of a SuperExec's main process that talks to PostgreSQL.
 
-It says once a second that the SuperExec lives, passes on the stops that came through Celery, and gives back the
-attempts of pool children that were killed. Its connection belongs to the main process alone: pool children never use
-or close what they inherit of it.
+It says once a second that the SuperExec lives, and what its probe has found, passes on the stops that came through
+Celery, and gives back the attempts of pool children that were killed. Its connection belongs to the main process alone:
+pool children never use or close what they inherit of it.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from flq.errors import FlqError, Unreachable
 from flq.failpoints import reach
 from flq.link import attempts, processes, runs
 from flq.link.database import Database
+from flq.link.processes import Consumption
 from flq.log import get
 from flq.wire.fleet import HEARTBEAT_SECONDS
 from flq.wire.ids import RunId
@@ -42,7 +43,7 @@ class Lost:
 
 
 class Desk:
-    """Speaks for one SuperExec. `stop_run` and `release_attempt` may be called from any thread."""
+    """Speaks for one SuperExec. Whatever hands it something may be called from any thread."""
 
     def __init__(self, dsn: str, spec: ProcessSpec) -> None:
         self._db = Database(dsn, application="flq superexec", size=1)
@@ -50,6 +51,8 @@ class Desk:
         self._errands: queue.SimpleQueue[Stop | Lost | None] = queue.SimpleQueue()
         self._thread: threading.Thread | None = None
         self._unreachable = False
+        self._consumption: Consumption | None = None
+        self._noting = threading.Lock()
 
     def register(self, *, former: str | None = None) -> None:
         """Introduce the SuperExec, before any child is forked, and keep no connection.
@@ -75,6 +78,11 @@ class Desk:
     def release_attempt(self, lost: Lost) -> None:
         """Give an attempt back, soon, if it is still this SuperExec's."""
         self._errands.put(lost)
+
+    def note_consumption(self, consumption: Consumption) -> None:
+        """Write down, with the next heartbeat, how the SuperExec consumes."""
+        with self._noting:
+            self._consumption = consumption
 
     def close(self) -> None:
         """Say that the SuperExec has ended."""
@@ -105,12 +113,25 @@ class Desk:
         try:
             if not processes.beat(self._db, self._spec.process_id):
                 processes.register(self._db, self._spec)
+            self._write_down()
         except FlqError as exc:
             if not self._unreachable:
                 log.warning("trying again until it works: %s", exc)
             self._unreachable = True
         else:
             self._unreachable = False
+
+    def _write_down(self) -> None:
+        with self._noting:
+            consumption, self._consumption = self._consumption, None
+        if consumption is None:
+            return
+        try:
+            processes.note_consumption(self._db, self._spec.process_id, consumption)
+        except FlqError:
+            with self._noting:
+                self._consumption = self._consumption or consumption
+            raise
 
     def _run_errand(self, errand: Stop | Lost) -> None:
         try:

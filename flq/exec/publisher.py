@@ -1,13 +1,15 @@
-"""Hands jobs to Celery: what the dispatcher of the SuperLink calls after its commit."""
+"""Hands jobs to Celery: those of the SuperLink's dispatcher, after its commit, and those of a SuperExec's probe."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import uuid
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 from kombu.exceptions import OperationalError
 
 from flq.errors import BrokerUnreachable
-from flq.exec.celery_app import LAUNCH, QUEUE, create_app
+from flq.exec.celery_app import HOUSEKEEPING, LAUNCH, QUEUE, create_app, housekeeping_queue
 from flq.wire.runs import Job
 
 _RETRY = {"max_retries": 1, "interval_start": 0.05, "interval_max": 0.2}
@@ -19,7 +21,7 @@ def publisher(broker: str) -> Callable[[Job], None]:
     app = create_app(broker)
 
     def publish(job: Job) -> None:
-        try:
+        with _refusals():
             app.send_task(
                 LAUNCH,
                 kwargs={"run": job.name, "run_id": job.run_id, "attempt": job.attempt},
@@ -28,10 +30,34 @@ def publisher(broker: str) -> Callable[[Job], None]:
                 retry=True,
                 retry_policy=_RETRY,
             )
-        except (OperationalError, OSError) as exc:
-            raise _refusal(exc) from exc
 
     return publish
+
+
+def housekeeper(broker: str, superexec: str) -> Callable[[], None]:
+    """Return the function that sends `superexec` a housekeeping job. It raises `BrokerUnreachable`.
+
+    The job goes to the queue itself, past any exchange, and needs nothing that a wiped broker has forgotten. No event
+    tells of it: monitors list launches.
+    """
+    app, queue = create_app(broker), housekeeping_queue(superexec)
+
+    def send() -> None:
+        headers = {"task": HOUSEKEEPING, "id": uuid.uuid4().hex}
+        with _refusals(), app.producer_pool.acquire(block=True) as producer:
+            producer.publish(
+                {}, exchange="", routing_key=queue, headers=headers, serializer="json", retry=True, retry_policy=_RETRY
+            )
+
+    return send
+
+
+@contextmanager
+def _refusals() -> Iterator[None]:
+    try:
+        yield
+    except (OperationalError, OSError) as exc:
+        raise _refusal(exc) from exc
 
 
 def _refusal(exc: Exception) -> BrokerUnreachable:

@@ -21,17 +21,21 @@ from types import FrameType
 from typing import Any
 
 from celery import Celery, signals
+from celery.bootsteps import RUN
 from celery.exceptions import SecurityWarning, WorkerLostError
+from celery.worker import state
 from celery.worker.autoscale import Autoscaler
 from celery.worker.consumer import Consumer
 
 import flq
 from flq import log, settings
 from flq.exec import jobs
-from flq.exec.celery_app import create_app
+from flq.exec.celery_app import QUEUE, create_app, housekeeping_queue
 from flq.exec.desk import Desk, Lost, Stop
 from flq.exec.launcher import Launcher
 from flq.exec.lifeline import Lifeline
+from flq.exec.probe import INTERVAL_SECONDS, Probe
+from flq.exec.publisher import housekeeper
 from flq.exec.seat import Seat
 from flq.wire.ids import RunId
 from flq.wire.runs import ProcessSpec
@@ -49,11 +53,21 @@ SHUTDOWN_SECONDS = 10.0
 """How long Celery may take to shut down. ServerApps have ended long before; without its broker it might never."""
 
 
-def run(dsn: str, broker: str, *, slots: int, name: str, home: Path, install_deps: bool = False) -> int:
+def run(
+    dsn: str,
+    broker: str,
+    *,
+    slots: int,
+    name: str,
+    home: Path,
+    install_deps: bool = False,
+    probe_interval: float = INTERVAL_SECONDS,
+) -> int:
     """Serve until a signal ends it; returns the exit code.
 
     `name` tells this SuperExec from others on the same host. `install_deps` allows ServerApps to install what their
-    apps depend on. Raises `DatabaseUnreachable`, or `LocalError` if one of this name is at work below `home`.
+    apps depend on. Every `probe_interval` seconds it looks whether it still takes jobs; the exit code is 1 if it had to
+    end because it took none. Raises `DatabaseUnreachable`, or `LocalError` if one of this name is at work below `home`.
     """
     log.to_stderr()
     _share_log_with_celery()
@@ -74,14 +88,25 @@ def run(dsn: str, broker: str, *, slots: int, name: str, home: Path, install_dep
         install_deps=install_deps,
     )
     jobs.register(app, launcher.launch)
-    with Hooks(launcher, desk, lifeline, seat):
-        worker = _worker(app, slots=slots, name=name)
+    worker = _worker(app, slots=slots, name=name)
+    hooks = Hooks(launcher, desk, lifeline, seat)
+    probe = hooks.probe = Probe(
+        housekeeper(broker, worker.hostname),
+        is_busy=lambda: lifeline.is_cut() or len(state.reserved_requests) >= slots,
+        tell=desk.note_consumption,
+        consume_anew=partial(_consume_anew, worker),
+        give_up=hooks.give_up,
+        interval=probe_interval,
+    )
+    jobs.register_housekeeping(app, partial(_take_housekeeping, probe))
+    with hooks:
         try:
             worker.start()
         finally:
+            probe.close()
             lifeline.cut()
             desk.close()
-    return int(worker.exitcode or 0)
+    return 1 if hooks.gave_up else int(worker.exitcode or 0)
 
 
 class Hooks:
@@ -94,6 +119,10 @@ class Hooks:
         self._seat = seat
         self._main = os.getpid()
         self._leaving = False
+        self.probe: Probe | None = None
+        """Begins when the worker is ready."""
+        self.gave_up = False
+        """Whether the SuperExec ends because it takes no jobs."""
         self._receivers: tuple[tuple[Any, Callable[..., None]], ...] = (
             (signals.setup_logging, self._leave_logging),
             (signals.worker_process_init, self._child_started),
@@ -121,6 +150,8 @@ class Hooks:
         for signum in (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT):
             self._cut_lifeline_at(signum)
         self._desk.open()
+        if self.probe is not None:
+            self.probe.open()
         settings.announce_ready()
 
     def _revoked(self, request: Any, *, terminated: bool, **_: object) -> None:
@@ -142,6 +173,13 @@ class Hooks:
                 celerys(number, frame)
 
         signal.signal(signum, handle)
+
+    def give_up(self) -> None:
+        """Have the SuperExec end, whatever its main thread is doing. May be called from any thread."""
+        self.gave_up = True
+        self._lifeline.cut()
+        self._limit_shutdown()
+        os.kill(self._main, signal.SIGTERM)
 
     def _limit_shutdown(self) -> None:
         if not self._leaving:
@@ -168,17 +206,42 @@ class Growing(Autoscaler):  # type: ignore[misc]
 
 
 class Reconnecting(Consumer):  # type: ignore[misc]
-    """Looks for a broker that is away once a second. Celery's own one waits longer and longer, up to half a minute."""
+    """Looks for a broker that is away once a second, and connects anew when it is told to.
+
+    Celery's own one waits longer and longer, up to half a minute.
+    """
 
     def ensure_connected(self, conn: Any) -> Any:
         """Return `conn` once it is connected."""
         conn.ensure_connection = partial(conn.ensure_connection, interval_start=RECONNECT_SECONDS, interval_step=0)
         return super().ensure_connected(conn)
 
+    def consumes_all(self) -> bool:
+        """Whether the queue of launches and that of housekeeping are read."""
+        return all(self.task_consumer.consuming_from(queue) for queue in self._queues())
+
+    def consume_anew(self) -> None:
+        """Drop the connection to the broker, and read all queues through another one. May be called from any thread.
+
+        Running jobs do not notice.
+        """
+        self.hub.call_soon(self._lose_connection)
+
+    def _lose_connection(self) -> None:
+        if self.blueprint.state != RUN:  # it is about to end
+            return
+        self.app.amqp.queues.select(self._queues())  # one that was cancelled is left out otherwise
+        raise ConnectionResetError("dropped on purpose: no housekeeping jobs came through it")
+
+    def _queues(self) -> list[str]:
+        return [QUEUE, housekeeping_queue(self.hostname)]
+
 
 def _worker(app: Celery, *, slots: int, name: str) -> Any:
+    hostname = f"{name}@{socket.gethostname()}"
     return app.Worker(
-        hostname=f"{name}@{socket.gethostname()}",
+        hostname=hostname,
+        queues=[QUEUE, housekeeping_queue(hostname)],
         pool="prefork",
         concurrency=slots,
         autoscale=(slots, 1),
@@ -189,6 +252,15 @@ def _worker(app: Celery, *, slots: int, name: str) -> Any:
         without_mingle=True,
         quiet=True,
     )
+
+
+def _take_housekeeping(probe: Probe, consumer: Reconnecting) -> None:
+    if consumer.consumes_all():  # else launches are not taken, and it is as if this one were not
+        probe.taken()
+
+
+def _consume_anew(worker: Any) -> None:
+    worker.consumer.consume_anew()
 
 
 def _spec(slots: int) -> ProcessSpec:

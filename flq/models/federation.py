@@ -15,6 +15,7 @@ class Process(Base):
     __tablename__ = "process"
     __table_args__ = (
         CheckConstraint("slots >= 0", name="slots_not_negative"),
+        CheckConstraint("jobs_missed >= 0 AND consumer_restarts >= 0", name="consumption_not_negative"),
         {"postgresql_with": {"fillfactor": 50}},
     )
 
@@ -26,6 +27,12 @@ class Process(Base):
     slots: Mapped[int] = mapped_column(Integer)
     started_at: Mapped[Created]
     alive_until: Mapped[Time] = mapped_column(server_default=text("'-infinity'"))
+    consumed_at: Mapped[Time | None]
+    """Of a SuperExec: when it last took a housekeeping job from the broker."""
+    jobs_missed: Mapped[int] = mapped_column(Integer, server_default="0")
+    """How many housekeeping jobs in a row it has not taken since."""
+    consumer_restarts: Mapped[int] = mapped_column(Integer, server_default="0")
+    """How often it has connected to the broker anew for that."""
 
 
 class Node(Base):

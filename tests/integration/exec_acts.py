@@ -2,23 +2,35 @@
 
 from __future__ import annotations
 
+import os
+import signal
+import socket
+import subprocess
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import psutil  # type: ignore[import-untyped]  # it has no types of its own
+from celery import Celery
 
 from flq.apps.bundle import pack
 from flq.apps.project import load_project
+from flq.exec.celery_app import create_app
 from flq.exec.launcher import Launcher
 from flq.exec.lifeline import Lifeline
+from flq.exec.publisher import publisher
 from flq.link import attempts
 from flq.link.control import DbControl
 from flq.link.database import Database
+from flq.local import binaries
+from flq.local.process import python, python_environment
+from flq.local.valkey import answers
+from flq.settings import embedded
 from flq.wire.ids import RunId
 from flq.wire.runs import FeedCursor, Job, RunRow, Submission
+from flq.wire.status import Outcome
 from tests.integration import link_acts
 from tests.waiting import eventually
 
@@ -43,6 +55,8 @@ app = ServerApp()
 def main(grid, context):
 {body}
 """
+
+FLQ = ("-m", "flq")
 
 FOREVER = "print('here', flush=True)\nwhile True: time.sleep(0.01)"
 
@@ -138,6 +152,118 @@ class Bench:
         self.launcher.close()
         self.lifeline.cut()
         self.control.close()
+
+
+class SuperExec:
+    """A running SuperExec, a dispatcher for it, and a look at what comes of it."""
+
+    def __init__(
+        self, dsn: str, broker: str, db: Database, folder: Path, *options: str, program: Sequence[str] = FLQ
+    ) -> None:
+        self.dsn, self.broker, self.db, self.folder = dsn, broker, db, folder
+        self.control = DbControl(dsn)
+        self.publish = publisher(broker)
+        self.celery: Celery = create_app(broker)
+        self.log = folder / "superexec.log"
+        self.process = self.start(*options, program=program)
+
+    def start(self, *options: str, program: Sequence[str] = FLQ) -> subprocess.Popen[bytes]:
+        """Start another one: `python`, `program`, and then the command."""
+        read, write = os.pipe()
+        environ = {
+            "FLQ_DSN": self.dsn,
+            "FLQ_BROKER": self.broker,
+            "FLQ_HOME": str(self.folder / "home"),
+            "FLQ_READY_FD": str(write),
+        }
+        with self.log.open("ab") as log:
+            process = subprocess.Popen(
+                python(*program, "superexec", "--slots", "2", *options),
+                env=python_environment(environ),
+                pass_fds=(write,),
+                stdout=log,
+                stderr=log,
+            )
+        os.close(write)
+        with os.fdopen(read, "rb") as pipe:
+            assert pipe.readline() == b"ready\n", self.log.read_text()
+        return process
+
+    def run(self, body: str) -> tuple[RunId, Job]:
+        """Submit a run and dispatch it."""
+        row = self.control.submit(submission(project(self.folder / "app", body)))
+        (job,) = attempts.allocate(self.db)
+        self.publish(job)
+        return row.run_id, job
+
+    def begun(self, body: str = FOREVER) -> tuple[RunId, Job]:
+        """The same, until its app has printed `here`."""
+        run_id, job = self.run(body)
+        eventually(lambda: "here" in self.printed(run_id), what="the app's output")
+        return run_id, job
+
+    def printed(self, run_id: RunId) -> list[str]:
+        """The lines that a run has printed."""
+        return [line.text for line in self.control.logs(str(run_id), FeedCursor()).lines]
+
+    def outcome(self, run_id: RunId) -> Outcome | None:
+        """A run's outcome, once it has one."""
+        return self.control.run(str(run_id)).outcome
+
+    def serverapp(self, run_id: RunId) -> int:
+        """The pid of a run's ServerApp."""
+        pid = self.control.attempts(str(run_id))[-1].pid
+        assert pid is not None
+        return pid
+
+    def stop(self) -> None:
+        """Kill it, and give back all."""
+        if self.process.poll() is None:
+            self.process.kill()
+        self.process.wait()
+        self.control.close()
+        self.celery.close()
+
+
+class Broker:
+    """A Valkey of the test's own, which keeps nothing."""
+
+    def __init__(self, folder: Path) -> None:
+        self.socket = folder / "valkey.sock"
+        self.address = f"redis+socket://{self.socket}"
+        self._folder = folder
+        self.process = self.start()
+
+    def start(self) -> subprocess.Popen[bytes]:
+        self.process = subprocess.Popen(
+            [
+                str(binaries.valkey(embedded(self._folder))),
+                *("--port", "0", "--unixsocket", str(self.socket), "--dir", str(self._folder), "--save", ""),
+            ],
+            stdout=subprocess.DEVNULL,
+        )
+        eventually(lambda: answers(self.socket), what="the broker")
+        return self.process
+
+    def command(self, *words: str) -> bytes:
+        with socket.socket(socket.AF_UNIX) as client:
+            client.connect(str(self.socket))
+            client.sendall(" ".join(words).encode() + b"\r\n")
+            return client.recv(4096)
+
+    def jobs(self) -> int:
+        """How many jobs wait."""
+        return int(self.command("LLEN", "flq.launch").strip(b":\r\n"))
+
+    def kill(self) -> None:
+        self.process.kill()
+        self.process.wait()
+
+    def freeze(self) -> None:
+        self.process.send_signal(signal.SIGSTOP)
+
+    def thaw(self) -> None:
+        self.process.send_signal(signal.SIGCONT)
 
 
 def is_gone(pid: int) -> bool:

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import os
-import signal
-import socket
 import subprocess
 import tempfile
 import threading
@@ -19,59 +17,15 @@ from flq.link import runs
 from flq.link.control import DbControl
 from flq.link.database import Database
 from flq.link.superlink import SuperLink
-from flq.local import binaries
 from flq.local.process import python, python_environment
-from flq.local.valkey import answers
-from flq.settings import embedded
 from flq.wire.ids import RunId
 from flq.wire.runs import Job
 from flq.wire.status import Outcome
 from tests.integration import link_acts as act
-from tests.integration.exec_acts import project, submission
+from tests.integration.exec_acts import Broker, project, submission
 from tests.waiting import eventually
 
 JOB = Job(run_id=RunId(1), name="nobody", attempt=1, job_id="job")
-
-
-class Broker:
-    """A Valkey of the test's own, which keeps nothing."""
-
-    def __init__(self, folder: Path) -> None:
-        self.socket = folder / "valkey.sock"
-        self.address = f"redis+socket://{self.socket}"
-        self._folder = folder
-        self.process = self.start()
-
-    def start(self) -> subprocess.Popen[bytes]:
-        self.process = subprocess.Popen(
-            [
-                str(binaries.valkey(embedded(self._folder))),
-                *("--port", "0", "--unixsocket", str(self.socket), "--dir", str(self._folder), "--save", ""),
-            ],
-            stdout=subprocess.DEVNULL,
-        )
-        eventually(lambda: answers(self.socket), what="the broker")
-        return self.process
-
-    def command(self, *words: str) -> bytes:
-        with socket.socket(socket.AF_UNIX) as client:
-            client.connect(str(self.socket))
-            client.sendall(" ".join(words).encode() + b"\r\n")
-            return client.recv(4096)
-
-    def jobs(self) -> int:
-        """How many jobs wait."""
-        return int(self.command("LLEN", "flq.launch").strip(b":\r\n"))
-
-    def kill(self) -> None:
-        self.process.kill()
-        self.process.wait()
-
-    def freeze(self) -> None:
-        self.process.send_signal(signal.SIGSTOP)
-
-    def thaw(self) -> None:
-        self.process.send_signal(signal.SIGCONT)
 
 
 @pytest.fixture

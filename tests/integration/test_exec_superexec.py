@@ -10,83 +10,15 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from celery import Celery
 
-from flq.exec.celery_app import create_app
-from flq.exec.publisher import publisher
 from flq.link import attempts
-from flq.link.control import DbControl
 from flq.link.database import Database
 from flq.local.process import python, python_environment
 from flq.wire.ids import RunId
-from flq.wire.runs import FeedCursor, Job
+from flq.wire.runs import Job
 from flq.wire.status import Outcome, RunStatus
-from tests.integration.exec_acts import FOREVER, descendants_of, is_gone, parent_of, project, submission
+from tests.integration.exec_acts import FOREVER, SuperExec, descendants_of, is_gone, parent_of, project, submission
 from tests.waiting import eventually
-
-
-class SuperExec:
-    """A running SuperExec, a dispatcher for it, and a look at what comes of it."""
-
-    def __init__(self, dsn: str, broker: str, db: Database, folder: Path) -> None:
-        self.dsn, self.broker, self.db, self.folder = dsn, broker, db, folder
-        self.control = DbControl(dsn)
-        self.publish = publisher(broker)
-        self.celery: Celery = create_app(broker)
-        self.log = folder / "superexec.log"
-        self.process = self.start()
-
-    def start(self, *options: str) -> subprocess.Popen[bytes]:
-        read, write = os.pipe()
-        environ = {
-            "FLQ_DSN": self.dsn,
-            "FLQ_BROKER": self.broker,
-            "FLQ_HOME": str(self.folder / "home"),
-            "FLQ_READY_FD": str(write),
-        }
-        with self.log.open("ab") as log:
-            process = subprocess.Popen(
-                python("-m", "flq", "superexec", "--slots", "2", *options),
-                env=python_environment(environ),
-                pass_fds=(write,),
-                stdout=log,
-                stderr=log,
-            )
-        os.close(write)
-        with os.fdopen(read, "rb") as pipe:
-            assert pipe.readline() == b"ready\n", self.log.read_text()
-        return process
-
-    def run(self, body: str) -> tuple[RunId, Job]:
-        """Submit a run and dispatch it."""
-        row = self.control.submit(submission(project(self.folder / "app", body)))
-        (job,) = attempts.allocate(self.db)
-        self.publish(job)
-        return row.run_id, job
-
-    def begun(self, body: str = FOREVER) -> tuple[RunId, Job]:
-        """The same, until its app has printed `here`."""
-        run_id, job = self.run(body)
-        eventually(lambda: "here" in self.printed(run_id), what="the app's output")
-        return run_id, job
-
-    def printed(self, run_id: RunId) -> list[str]:
-        return [line.text for line in self.control.logs(str(run_id), FeedCursor()).lines]
-
-    def outcome(self, run_id: RunId) -> Outcome | None:
-        return self.control.run(str(run_id)).outcome
-
-    def serverapp(self, run_id: RunId) -> int:
-        pid = self.control.attempts(str(run_id))[-1].pid
-        assert pid is not None
-        return pid
-
-    def stop(self) -> None:
-        if self.process.poll() is None:
-            self.process.kill()
-        self.process.wait()
-        self.control.close()
-        self.celery.close()
 
 
 @pytest.fixture
