@@ -4,6 +4,7 @@ import logging
 import tracemalloc
 import types
 from collections.abc import Iterable, Iterator, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -117,6 +118,28 @@ class TestMean:
         found = [self.mean_of(*models, float64=float64, threads=threads) for threads in (1, 2, 3)]
         assert all(np.array_equal(found[0], other) for other in found)
         assert np.abs(found[0] - expected).max() <= (0.5 if dtype is np.int32 else 1e-3)
+
+    @pytest.mark.parametrize("float64", [False, True])
+    @pytest.mark.parametrize("dtype", [np.float32, np.float16, np.int32])
+    def test_is_the_same_to_the_bit_however_models_are_grouped(self, *, float64: bool, dtype: type) -> None:
+        rng = np.random.default_rng(1)
+        shapes = {"bias": (7,), "scalar": (), "empty": (0, 3), "large": (700, 600)}
+        models: list[tuple[dict[str, np.ndarray], float]] = [
+            ({key: np.asarray(99 * rng.normal(size=shapes[key]), dtype) for key in shapes}, w) for w in range(1, 8)
+        ]
+
+        def mean_of(*groups: int, threads: int) -> dict[str, bytes]:
+            mean, waiting = WeightedMean(float64=float64, threads=threads), list(models)
+            for size in groups:
+                group, waiting = waiting[:size], waiting[size:]
+                mean.add_all(group)
+            for model, weight in waiting:
+                mean.add(model, weight)
+            return {key: array.view().tobytes() for key, array in mean.finish().items()}
+
+        one_by_one = mean_of(threads=1)
+        for groups in ((7,), (1, 6), (3, 0, 4), (2, 2)):
+            assert all(mean_of(*groups, threads=threads) == one_by_one for threads in (1, 2, 3))
 
     def test_values_that_are_too_large_to_add_up_are_an_error(self) -> None:
         models = [np.full(2, value, np.float32) for value in (3e38, -3e38)]
@@ -309,6 +332,34 @@ class TestStreaming:
             tracemalloc.stop()
         accumulator, one = 4 * size, 4 * size  # of one array: others of the reply are not read yet
         assert peak < accumulator + one + (4 << 20)
+
+    def test_replies_in_memory_make_the_same_model_as_those_that_are_read_one_by_one(self) -> None:
+        rng = np.random.default_rng(2)
+        models = [rng.normal(size=(2, 300_000)).astype(np.float32) for _ in range(6)]
+
+        def received(node_id: int) -> Message:
+            arrays = {
+                str(row): Array.lazy(dtype="float32", shape=weights.shape, load=partial(getattr, weights, "data"))
+                for row, weights in enumerate(models[node_id - 2])
+            }
+            metrics = MetricRecord({"num-examples": node_id})
+            return Message(RecordDict({"arrays": ArrayRecord(arrays), "metrics": metrics}), reply_to=request(node_id))
+
+        def held(node_id: int) -> Message:
+            return reply(node_id, *models[node_id - 2], num_examples=node_id)
+
+        def bits(replies: Iterable[Message], threads: int) -> list[bytes]:
+            arrays, _ = FedAvg(threads=threads).aggregate_train(1, replies)
+            assert arrays is not None
+            return [array.view().tobytes() for array in arrays.values()]
+
+        nodes = range(2, 8)
+        expected = bits((received(node) for node in nodes), 1)
+        mixed = [(received if node in {4, 5} else held)(node) for node in nodes]
+        for threads in (1, 2):
+            assert bits([held(node) for node in nodes], threads) == expected
+            assert bits((held(node) for node in nodes), threads) == expected
+            assert bits(mixed, threads) == expected
 
     def test_folds_while_replies_come_in(self) -> None:
         door = GridDouble(lambda message: reply(message.metadata.dst_node_id, [1.0]).content, node_ids=range(2, 12))

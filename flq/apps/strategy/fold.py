@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from logging import INFO, WARNING
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from numpy.typing import NDArray
 
@@ -80,6 +80,14 @@ class Combiner(Protocol):
 
     def finish(self) -> ArrayRecord:
         """The model that has come of it. MUST raise `NotFinite` if one of those that were folded in was not finite."""
+
+
+@runtime_checkable
+class BatchCombiner(Combiner, Protocol):
+    """One that is faster with several models at once, if they are in memory, and makes the same of them to the bit."""
+
+    def add_all(self, models: Sequence[tuple[Mapping[str, NDArray[Any]], float]], /) -> None:
+        """Fold several models in, each with its measure, in their order. MUST take whatever fits together."""
 
 
 def array_kinds(arrays: ArrayRecord, *, shapes: bool = True) -> ArrayKinds:
@@ -182,6 +190,7 @@ class Fold:
     Arrays that can be read again are folded one by one, unseen: whether all were finite shows in the end. If not, which
     is rare, the replies are read again, each is looked through first, and only those that are finite are folded. Where
     arrays cannot be read again, as what is in memory is gone with its message, each reply is looked through at once.
+    What the caller holds in memory anyway is folded together, if that is faster: when all replies are there.
 
     What cannot be used is logged with its node, and stands in `refused`: error replies, replies without the
     records that are needed, models with values that are not finite, and replies that look different from most.
@@ -242,6 +251,7 @@ class Fold:
         self._combiner = combine() if combine else None
         self._careful: bool | None = None  # the first reply that is folded decides
         self._spoilt = False
+        self._batch: list[tuple[Mapping[str, NDArray[Any]], float]] = []  # models in memory that are not folded yet
         self._used: list[Reply] = []
         self._odd: list[Reply] = []
         self._missing: list[tuple[int, str]] = []
@@ -290,16 +300,45 @@ class Fold:
             return
         if self._careful is None:
             self._careful = not (self._held or _can_be_read_again(reply.arrays))
-        model: Mapping[str, NDArray[Any]] = Model(reply.arrays)
+        if self._careful:
+            self._fold_finite(self._combiner, reply)
+        elif isinstance(self._combiner, BatchCombiner) and all(array.loaded for array in reply.arrays.values()):
+            self._put_off(reply)
+        else:
+            self._fold_batch()
+            self._fold_unseen(self._combiner, reply)
+
+    def _fold_finite(self, combiner: Combiner, reply: Reply) -> None:
         try:
-            if self._careful:
-                model = {key: read_finite(key, array, self._workers) for key, array in reply.arrays.items()}
-            self._combiner.add(model, reply.measure)
+            model = {key: read_finite(key, array, self._workers) for key, array in reply.arrays.items()}
+            combiner.add(model, reply.measure)
         except Unusable as why:
-            self._spoilt |= not self._careful
             self._refuse(reply.node_id, str(why))
         else:
-            self._used.append(replace(reply, arrays=ArrayRecord()) if self._careful else reply)
+            self._used.append(replace(reply, arrays=ArrayRecord()))
+
+    def _fold_unseen(self, combiner: Combiner, reply: Reply) -> None:
+        try:
+            combiner.add(Model(reply.arrays), reply.measure)
+        except Unusable as why:
+            self._spoilt = True
+            self._refuse(reply.node_id, str(why))
+        else:
+            self._used.append(reply)
+
+    def _put_off(self, reply: Reply) -> None:
+        try:
+            self._batch.append((dict(Model(reply.arrays)), reply.measure))
+        except Unusable as why:
+            self._refuse(reply.node_id, str(why))
+        else:
+            self._used.append(reply)
+
+    def _fold_batch(self) -> None:
+        """Fold what was put off, before another model is folded or the mean is looked at."""
+        batch, self._batch = self._batch, []
+        if batch and isinstance(self._combiner, BatchCombiner):
+            self._combiner.add_all(batch)
 
     def finish(self) -> tuple[ArrayRecord, list[RecordDict]]:
         """The model that the replies were folded into, and the metric and config records of those that were used.
@@ -307,6 +346,7 @@ class Fold:
         Raises `NotFinite` if that model is not finite, though those that it is made of are.
         """
         self._settle()
+        self._fold_batch()
         model = ArrayRecord() if self._combiner is None else self._finished(self._combiner)
         self._workers.close()
         self.tell()
@@ -369,7 +409,7 @@ class Fold:
         outvoted: list[Reply] = []
         if count > len(self._used):
             model = next(reply for reply in odd if reply.look == most)
-            outvoted, self._used = self._used, []
+            outvoted, self._used, self._batch = self._used, [], []
             self._combiner, self._spoilt = self._combine() if self._combine else None, False
         else:
             model = self._used[0]

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from flq.apps.blocks import BLOCK, Workers, blocks, finite, narrowed, working_dtype
+from flq.apps.blocks import Workers, blocks, finite, narrowed, parts, room, working_dtype
 from flq.errors import StrategyError
 from flq.wire.records import Array, ArrayRecord
 
@@ -56,20 +56,46 @@ class WeightedMean:
 
         Arrays are looked up one after the other, and none is held.
         """
-        self._total += weight
-        share = weight / self._total
+        share = self._share(weight)
         for key in arrays:
-            self._fold(key, arrays[key], share)
+            array = arrays[key]
+            self._fold({key: [array.reshape(-1)]}, [share], fresh=self._begin(key, array))
 
-    def _fold(self, key: str, array: NDArray[Any], share: float) -> None:
-        model, mean = array.reshape(-1), self._means.get(key)
-        if mean is not None:
-            self._workers.each_part(model.size, lambda part: _fold(mean, model, share, part))
+    def add_all(self, models: Sequence[tuple[Mapping[str, NDArray[Any]], float]], /) -> None:
+        """Fold several models in, each with its weight, that are in memory: to the bit as if `add` took one by one.
+
+        It is faster: a block of the mean stays in the processor's cache while all models are folded into it.
+        """
+        if not models:
             return
-        first = np.empty(model.size, working_dtype(array.dtype, float64=self._float64))
+        shares, first = [self._share(weight) for _, weight in models], models[0][0]
+        fresh = [self._begin(key, array) for key, array in first.items()]
+        self._fold({key: [arrays[key].reshape(-1) for arrays, _ in models] for key in first}, shares, fresh=any(fresh))
+
+    def _share(self, weight: float) -> float:
+        self._total += weight
+        return weight / self._total
+
+    def _begin(self, key: str, array: NDArray[Any]) -> bool:
+        """Make room for the mean of an array, unless there is; returns whether it was made."""
+        if key in self._means:
+            return False
         self._kinds[key] = array.dtype, array.shape
-        self._means[key] = first
-        self._workers.each_part(model.size, lambda part: np.copyto(first[part], model[part]))
+        self._means[key] = room(array.size, working_dtype(array.dtype, float64=self._float64))
+        return True
+
+    def _fold(self, layers: Mapping[str, list[NDArray[Any]]], shares: list[float], *, fresh: bool) -> None:
+        """Fold into the mean of each array the models' ones, in their order; a fresh mean begins as the first."""
+
+        def fold(place: tuple[str, slice]) -> None:
+            key, part = place
+            mean = self._means[key]
+            scratch = self._workers.scratch(mean.dtype)
+            with np.errstate(all="ignore"):  # `finish` looks for what overflows
+                for block in blocks(part):
+                    _fold_block(mean[block], [layer[block] for layer in layers[key]], shares, scratch, fresh=fresh)
+
+        self._workers.each([(key, part) for key, (first, *_) in layers.items() for part in parts(first.size)], fold)
 
     def finish(self) -> ArrayRecord:
         """The mean; the accumulator is given up on the way.
@@ -94,12 +120,14 @@ class WeightedMean:
                 )
 
 
-def _fold(mean: NDArray[Any], model: NDArray[Any], share: float, part: slice) -> None:
-    scratch = np.empty(min(BLOCK, part.stop - part.start), mean.dtype)
-    with np.errstate(all="ignore"):  # `finish` looks for what overflows
-        for block in blocks(part):
-            target = mean[block]
-            difference = scratch[: target.size]
-            np.subtract(model[block], target, out=difference, dtype=mean.dtype)
-            np.multiply(difference, share, out=difference)
-            np.add(target, difference, out=target)
+def _fold_block(
+    mean: NDArray[Any], models: list[NDArray[Any]], shares: list[float], scratch: NDArray[Any], *, fresh: bool
+) -> None:
+    difference = scratch[: mean.size]
+    for index, (model, share) in enumerate(zip(models, shares, strict=True)):
+        if fresh and index == 0:
+            np.copyto(mean, model)
+            continue
+        np.subtract(model, mean, out=difference, dtype=mean.dtype)
+        np.multiply(difference, share, out=difference)
+        np.add(mean, difference, out=mean)
