@@ -24,6 +24,7 @@ from benchmarks import (
     payloads,
     report,
     rounds,
+    simulation,
     workplace,
 )
 from benchmarks.failure import BenchmarkError
@@ -40,6 +41,7 @@ BENCHMARKS: dict[str, Callable[..., Benchmark]] = {
     "payloads": payloads.benchmark,
     "queue": queue.benchmark,
     "aggregation": aggregation.benchmark,
+    "simulation": simulation.benchmark,
 }
 REPEATS = 3
 PAGE_WIDTH = 160
@@ -91,9 +93,9 @@ class Progress(Watcher):
 def command(*, names: tuple[str, ...], quick: bool, repeats: int | None, no_peers: bool, out: Path | None) -> None:
     """Measure flq, in turn with its peers if `make peers` has installed them.
 
-    NAMES are of: rounds, idle, endurance, claims, broadcast, payloads, queue, aggregation; all by default. A result is
-    a JSON file and a page for people. A full measurement into benchmarks/results also renews the tables in
-    docs/benchmarks.md.
+    NAMES are of: rounds, idle, endurance, claims, broadcast, payloads, queue, aggregation, simulation; all by default.
+    A result is a JSON file and a page for people. A full measurement into benchmarks/results also renews the tables
+    in docs/benchmarks.md.
     """
     console = Console(stderr=True)
     peers = not no_peers and _peers(console)

@@ -7,7 +7,7 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
@@ -36,7 +36,7 @@ class FlqFederation:
         online = self._json("nodes", "--online")
         if len(online) != nodes:
             raise BenchmarkError(f"`flq up` was back with {len(online)} of {nodes} nodes online")
-        self._insist_on_durability()
+        self.insist_on_durability()
         return took
 
     def down(self) -> float:
@@ -47,13 +47,15 @@ class FlqFederation:
         """The process that all others of the federation descend from."""
         return [int(self._json("status")["pid"])]
 
-    def run(self, *, rounds: int, nodes: int, floats: int, patience: float = PATIENCE) -> Outcome:
-        """Run the app, typed → finished."""
+    def run(
+        self, *, rounds: int, nodes: int, floats: int, patience: float = PATIENCE, options: Sequence[str] = ()
+    ) -> Outcome:
+        """Run the app, typed → finished; `options` are further ones of `flq run`."""
         name = f"bench-{time.time_ns()}"
         report = self.home.parent / f"{name}.json"
         config = f'rounds={rounds} nodes={nodes} floats={floats} report="{report}"'
         typed = time.time()
-        self._command("run", str(APP), "--wait", "--name", name, "--run-config", config, patience=patience)
+        self._command("run", str(APP), "--wait", "--name", name, "--run-config", config, *options, patience=patience)
         row = self._json("show", name)["run"]
         finished = datetime.fromisoformat(row["finished_at"]).timestamp()
         return Outcome(typed, finished, read_report(report, rounds=rounds, nodes=nodes))
@@ -65,7 +67,8 @@ class FlqFederation:
         finally:
             processes.end(processes.marked("FLQ_HOME", str(self.home)))
 
-    def _insist_on_durability(self) -> None:
+    def insist_on_durability(self) -> None:
+        """Raises `BenchmarkError` if Postgres would lose what it has committed."""
         columns = ", ".join(f"current_setting('{name}') as {name}" for name in DURABLE)
         (found,) = self._json("sql", f"select {columns}")
         if set(found.values()) != {"on"}:

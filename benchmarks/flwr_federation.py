@@ -1,7 +1,8 @@
 """Flower (flwr), driven as its documentation says: a SuperLink and SuperNodes on loopback, runs by `flwr run`.
 
 All settings are its defaults, with two exceptions: it does not install what apps depend on when they start (that would
-be counted against it), and it sends no telemetry. Its state lives in memory, which is its default and fastest.
+be counted against it), and it sends no telemetry; in a simulation, a third: a client takes one core, not two, so that
+as many compute at once as there are cores. Its state lives in memory, which is its default and fastest.
 """
 
 from __future__ import annotations
@@ -11,8 +12,9 @@ import os
 import re
 import socket
 import subprocess
+import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from datetime import datetime
 from pathlib import Path
@@ -30,6 +32,8 @@ RUN_PATIENCE = 1800.0
 AGENT_PATIENCE = 5.0
 ASK_PAUSE = 0.25
 TAIL = 15
+CORES_OF_A_CLIENT = 1
+"""Of a simulated one; the default, 2, would leave a core unused here and there."""
 
 
 class Agent:
@@ -74,13 +78,9 @@ class FlwrFederation:
     def up(self, nodes: int) -> float:
         """Start it; returns the seconds until all nodes were online."""
         started = time.perf_counter()
-        ports = _free_ports(nodes + 1)
-        self._address = f"127.0.0.1:{ports[0]}"
-        self._configure()
-        self._start("superlink", "--port", str(ports[0]), "--disable-runtime-dependency-installation")
-        self._start_agent()
-        self._until(lambda: "online" in self._ask("nodes"), "the SuperLink of Flower (flwr) answers")
-        for index, port in enumerate(ports[1:]):
+        first, *others = _free_ports(nodes + 1)
+        self._start_superlink(first)
+        for index, port in enumerate(others):
             config = f"partition-id={index} num-partitions={nodes}"
             self._start("supernode", "--superlink", self._address, "--port", str(port), "--node-config", config)
         self._until(lambda: self._ask("nodes").get("online") == nodes, f"{nodes} nodes of Flower (flwr) are online")
@@ -96,7 +96,10 @@ class FlwrFederation:
         """Run the app, typed → finished."""
         report = self._folder / f"report-{time.time_ns()}.json"
         config = f'rounds={rounds} nodes={nodes} floats={floats} report="{report}"'
-        command = [_program("flwr"), "run", str(APP), CONNECTION, "--format", "json", "--run-config", config]
+        command = [
+            _program("flwr"), "run", str(APP), CONNECTION, "--format", "json", "--run-config", config,
+            *self._run_options(nodes),
+        ]  # fmt: skip
         typed = time.time()
         done = subprocess.run(
             command, env=self._environment(), cwd=self._folder, capture_output=True, text=True, check=False
@@ -117,6 +120,9 @@ class FlwrFederation:
         for server in self._servers:
             server.wait()
         self._stack.close()
+
+    def _run_options(self, nodes: int) -> Sequence[str]:  # noqa: ARG002 - for those that need it
+        return ()
 
     def _finish(self, number: str) -> float:
         """Wait for the end of the run, and return when it was. Raises `BenchmarkError` if it did not complete."""
@@ -167,6 +173,14 @@ class FlwrFederation:
         )
         (self._home / "config.toml").write_text("\n".join(lines), encoding="utf-8")
 
+    def _start_superlink(self, port: int, *options: str) -> None:
+        """Start it, and wait until it answers."""
+        self._address = f"127.0.0.1:{port}"
+        self._configure()
+        self._start("superlink", "--port", str(port), "--disable-runtime-dependency-installation", *options)
+        self._start_agent()
+        self._until(lambda: "online" in self._ask("nodes"), "the SuperLink of Flower (flwr) answers")
+
     def _start(self, kind: str, *arguments: str) -> None:
         command = [_program(f"flower-{kind}"), "--insecure", *arguments]
         log = self._stack.enter_context((self._folder / f"{kind}-{len(self._servers)}.log").open("ab"))
@@ -200,11 +214,35 @@ class FlwrFederation:
         return "\n".join(line for lines in ends for line in lines)
 
 
+class FlwrSimulation(FlwrFederation):
+    """One SuperLink that simulates: each run starts Ray, whose processes do the work of all nodes."""
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__(folder)
+        self._ray = self._stack.enter_context(tempfile.TemporaryDirectory(prefix="ray-"))
+
+    def up(self, nodes: int) -> float:  # noqa: ARG002 - a run says how many nodes it has
+        """Start it; returns the seconds until the SuperLink answered."""
+        started = time.perf_counter()
+        (port,) = _free_ports(1)
+        self._start_superlink(port, "--simulation")
+        took = time.perf_counter() - started
+        self._until(lambda: self._superexecs() > 0, "the SuperExec of Flower (flwr) runs")
+        return took
+
+    def _run_options(self, nodes: int) -> Sequence[str]:
+        return "--federation-config", f"num-supernodes={nodes} client-resources-num-cpus={CORES_OF_A_CLIENT}"
+
+    def _environment(self) -> dict[str, str]:
+        # Ray puts its sockets there; their paths must be short
+        return {**super()._environment(), "RAY_TMPDIR": self._ray}
+
+
 @contextmanager
-def federation() -> Iterator[FlwrFederation]:
+def federation(kind: type[FlwrFederation] = FlwrFederation) -> Iterator[FlwrFederation]:
     """A federation, not up yet; nothing of it is left after the block."""
     with workplace.folder("flwr") as folder:
-        found = FlwrFederation(folder)
+        found = kind(folder)
         try:
             yield found
         finally:

@@ -24,7 +24,7 @@ FSYNC_WRITES = 50
 FSYNC_BYTES = 8192
 OUR_PACKAGES = ("numpy", "psycopg", "celery", "sqlalchemy")
 PEER_PACKAGES = {
-    "flwr": ("flwr", "numpy", "grpcio"),
+    "flwr": ("flwr", "numpy", "grpcio", "ray"),
     "procrastinate": ("procrastinate", "psycopg"),
     "pgqueuer": ("pgqueuer", "asyncpg", "uvloop"),
     "pgmq": ("pgmq", "psycopg"),
@@ -32,7 +32,7 @@ PEER_PACKAGES = {
 }
 """Of each peer: its own package, whose version counts, and those that figures depend on."""
 
-PEER_PROGRAMS = ("flwr", "procrastinate", "pgq", "celery")
+PEER_PROGRAMS = ("flwr", "ray", "procrastinate", "pgq", "celery")
 ASK_VERSIONS = """
 import json
 from importlib.metadata import distributions

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import socket
 import struct
+from collections import deque
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -18,7 +19,13 @@ MAX_HEADER_BYTES = 16 << 20
 MAX_BODY_BYTES = 1 << 30
 """Bodies are manifests; arrays of any size travel as files beside the socket."""
 
+JOINED_BYTES = 256 << 10
+"""A body up to this goes into one buffer with its header: a copy costs less than waking the other side twice."""
+
+RECEIVE_BYTES = 256 << 10
+
 _MAGIC = b"flq1"
+_encoded = json.JSONEncoder(separators=(",", ":")).encode
 _PREFIX = struct.Struct("<4sIQ")
 
 
@@ -37,7 +44,7 @@ class Frame:
 
 def pack(header: Mapping[str, Any], body: bytes | memoryview = b"") -> list[bytes | memoryview]:
     """The buffers to send, in order; the body is not copied."""
-    head = json.dumps(header, separators=(",", ":")).encode()
+    head = _encoded(header).encode()
     prefix = _PREFIX.pack(_MAGIC, len(head), len(body))
     return [prefix + head, body] if len(body) else [prefix + head]
 
@@ -84,7 +91,7 @@ def lengths(prefix: bytes | bytearray) -> tuple[int, int]:
 def header_of(data: bytes | bytearray | memoryview) -> Mapping[str, Any]:
     """Parse a header. Raises `WireError`."""
     try:
-        header = json.loads(bytes(data))
+        header = json.loads(str(data, "utf-8"))
     except (ValueError, RecursionError) as exc:
         raise WireError("the header of a frame is no JSON") from exc
     if not isinstance(header, dict):
@@ -92,31 +99,26 @@ def header_of(data: bytes | bytearray | memoryview) -> Mapping[str, Any]:
     return header
 
 
-def receive(sock: socket.socket) -> Frame | None:
-    """Read one frame from a blocking socket; None once the other side has closed it. Raises `WireError`."""
-    prefix = _exactly(sock, _PREFIX.size)
-    if prefix is None:
-        return None
-    head, body = lengths(prefix)
-    header = _exactly(sock, head)
-    content = _exactly(sock, body)
-    if header is None or content is None:
-        return None
-    return Frame(header_of(header), bytes(content))
+class FrameStream:
+    """Reads frames from a blocking socket."""
+
+    def __init__(self, sock: socket.socket) -> None:
+        self._socket = sock
+        self._reader = FrameReader()
+        self._frames: deque[Frame] = deque()
+
+    def receive(self) -> Frame | None:
+        """Wait for the next frame; None once the other side has closed the socket. Raises `WireError`."""
+        while not self._frames:
+            data = self._socket.recv(RECEIVE_BYTES)
+            if not data:
+                return None
+            self._frames.extend(self._reader.feed(data))
+        return self._frames.popleft()
 
 
 def send(sock: socket.socket, header: Mapping[str, Any], body: bytes | memoryview = b"") -> None:
     """Write one frame to a blocking socket."""
-    for buffer in pack(header, body):
+    buffers = pack(header, body)
+    for buffer in [b"".join(buffers)] if len(body) <= JOINED_BYTES else buffers:
         sock.sendall(buffer)
-
-
-def _exactly(sock: socket.socket, count: int) -> bytearray | None:
-    buffer = bytearray(count)
-    view = memoryview(buffer)
-    while view:
-        received = sock.recv_into(view)
-        if not received:
-            return None
-        view = view[received:]
-    return buffer

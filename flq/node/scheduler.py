@@ -131,6 +131,11 @@ class Scheduler:
         lane = queue.lanes.get(task.node_id)
         return task.node_id not in queue.busy and lane is not None and lane[0] is task
 
+    def more_follows(self, task: HeldTask) -> bool:
+        """Whether other tasks of the run have not ended, none of which starts from what this one leaves."""
+        waits = task.staged is not None and self.held_by(task.node_id) > 1
+        return bool(self._runs[task.run_id].lanes) and not waits
+
     def postpone(self, task: HeldTask) -> None:
         """Take back that the task starts: something is missing. It is the next of its node again once it is `ready`."""
         queue = self._runs[task.run_id]

@@ -20,7 +20,7 @@ import shutil
 import time
 from collections import deque
 from collections.abc import Collection, Iterable
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
 from typing import NamedTuple
@@ -80,11 +80,12 @@ class ClientStates:
 
     def staging(self, task: HeldTask) -> str:
         """Where the task's worker is to write the new state. The folder may not exist yet."""
-        return f"{self._path_of(task.run_id, task.node_name)}/{task.task_id}-{task.key.token}{_STAGED}"
+        name = f"{task.task_id}-{task.key.token}{_STAGED}"
+        return f"{self._folder}/{task.run_id}/{_quoted(task.node_name)}/{name}"
 
     def note_reply(self, staged: Path, reply: Reply) -> None:
         """Keep the reply beside the staged state until the verdict on it is known."""
-        key = asdict(reply.key)
+        key = reply.key._asdict()
         header = {
             "key": key,
             "status": reply.status,

@@ -1,4 +1,7 @@
-"""Hands in replies. Whatever has finished while one submission was under way goes into the next: no timer delays any.
+"""Hands in replies. Whatever has finished while one submission was under way goes into the next.
+
+While a run has more tasks at hand its replies are gathered for some milliseconds: a submission costs a transaction and
+a wake-up of the ServerApp, whatever the number of replies in it. A reply that something waits for is not delayed.
 
 The arrays of a reply that are objects are stored before it is handed in, in threads of their own, so that a large
 reply does not hold up the small ones.
@@ -6,6 +9,7 @@ reply does not hold up the small ones.
 
 from __future__ import annotations
 
+import time
 from collections import deque
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
@@ -29,6 +33,9 @@ from flq.wire.status import ResultStatus, Verdict
 
 log = get(__name__)
 
+GATHER_SECONDS = 0.025
+"""Between the starts of two submissions, while there is more to come."""
+
 UPLOAD_THREADS = 2
 UPLOAD_TRIES = 3
 MOST_AT_ONCE = 512
@@ -48,12 +55,14 @@ class Outgoing:
 
 
 Settled = Callable[[HeldTask, Verdict], None]
+MoreFollows = Callable[[HeldTask], bool]
 
 
 class Submitter:
     """Keeps replies until the SuperLink has said what became of them.
 
-    `settled` is called once for every task, after its client state was promoted or dropped.
+    `settled` is called once for every task, after its client state was promoted or dropped. `more_follows` says of a
+    task that nothing waits for its verdict here, and that other replies of its run come soon.
     """
 
     def __init__(
@@ -65,6 +74,7 @@ class Submitter:
         cache: ObjectCache,
         states: ClientStates,
         settled: Settled,
+        more_follows: MoreFollows,
     ) -> None:
         self._fleet = fleet
         self._reactor = reactor
@@ -72,12 +82,16 @@ class Submitter:
         self._cache = cache
         self._states = states
         self._settled = settled
+        self._more_follows = more_follows
         self._lane = Lane("flq-submit", reactor)
         self._uploads = Lane("flq-upload", reactor, threads=UPLOAD_THREADS)
         self._pending: deque[Outgoing] = deque()
         self._unsettled = 0
         self._backoff = Backoff()
         self._retry: Timer | None = None
+        self._gathering: Timer | None = None
+        self._gathered_until = 0.0
+        self._urgent = False  # something waits for one of the pending replies
 
     @property
     def idle(self) -> bool:
@@ -97,8 +111,7 @@ class Submitter:
         if reply.objects:
             self._upload(outgoing, Backoff())
         else:
-            self._pending.append(outgoing)
-            self._submit()
+            self._append(outgoing)
 
     def try_again(self) -> None:
         """The SuperLink is reachable again: do not wait for the next try."""
@@ -115,8 +128,7 @@ class Submitter:
     def _upload(self, outgoing: Outgoing, backoff: Backoff) -> None:
         def done(_nothing: None) -> None:
             self._outage.succeeded()
-            self._pending.append(outgoing)
-            self._submit()
+            self._append(outgoing)
 
         def failed(exc: Exception) -> None:
             if isinstance(exc, Unreachable):
@@ -144,11 +156,31 @@ class Submitter:
             except FileNotFoundError:
                 raise ObjectUnknown(f"object {object_hash.hex()} is neither stored nor here") from None
 
+    def _append(self, outgoing: Outgoing) -> None:
+        self._pending.append(outgoing)
+        self._urgent = self._urgent or not self._more_follows(outgoing.task)
+        self._submit()
+
+    def _gather(self) -> bool:
+        """Whether to wait for more replies; if so, come back in time."""
+        left = self._gathered_until - time.monotonic()
+        if self._urgent or left <= 0 or len(self._pending) >= MOST_AT_ONCE:
+            return False
+        if self._gathering is None:
+            self._gathering = self._reactor.after(left, self._enough)
+        return True
+
+    def _enough(self) -> None:
+        self._gathering = None
+        self._submit()
+
     def _submit(self) -> None:
-        if not self._pending or self._lane.busy or self._retry is not None:
+        if not self._pending or self._lane.busy or self._retry is not None or self._gather():
             return
+        self._gathered_until = time.monotonic() + GATHER_SECONDS
         batch = self._next_batch()
-        replies = [replace(outgoing.reply, key=outgoing.task.key) for outgoing in batch]
+        self._urgent = self._urgent and bool(self._pending)
+        replies = [_under_newest_key(outgoing) for outgoing in batch]
 
         def done(verdicts: dict[TaskId, Verdict]) -> None:
             reach("supernode.after-submit")
@@ -223,7 +255,7 @@ class Submitter:
             )
             self._pending.appendleft(outgoing)
         else:
-            self._settle(outgoing, replace(outgoing.reply, key=outgoing.task.key), Verdict.FENCED)
+            self._settle(outgoing, _under_newest_key(outgoing), Verdict.FENCED)
 
     def _turn_into_error(self, outgoing: Outgoing, code: int, text: str) -> None:
         outgoing.reply = Reply(
@@ -237,3 +269,9 @@ class Submitter:
         if outgoing.task.staged is not None:
             self._states.drop(outgoing.task.staged)
             outgoing.task.staged = None
+
+
+def _under_newest_key(outgoing: Outgoing) -> Reply:
+    """The reply under the key that the newest claim of its task gave."""
+    key = outgoing.task.key
+    return outgoing.reply if outgoing.reply.key is key else replace(outgoing.reply, key=key)

@@ -123,8 +123,9 @@ class SuperNode:
             failed=self._end_with_error,
         )
         self._submitter = Submitter(
-            fleet, reactor, outage, cache=self._objects, states=self._states, settled=self._settled
-        )
+            fleet, reactor, outage, cache=self._objects, states=self._states, settled=self._settled,
+            more_follows=self._scheduler.more_follows,
+        )  # fmt: skip
         self._bases = Bases(fleet, reactor, outage, scheduler=self._scheduler, failed=self._end_with_error)
         self._room = Room(reactor, self._scheduler)
         self._trimmer = Trimmer(fleet, reactor, outage, states=self._states, hosted=self._node_ids)

@@ -19,7 +19,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from flq.failpoints import reach
-from flq.node.frames import receive, send
+from flq.node.frames import FrameStream, send
 from flq.node.protocol import DONE, LOG, READY, TASK, to_assignment, to_header
 
 PR_SET_PDEATHSIG = 1
@@ -89,8 +89,9 @@ def _serve(sock: socket.socket, channel: Channel) -> None:
     from flq.node.execution import Executor  # imports numpy, which takes longer than all the rest
 
     executor = Executor()
+    frames = FrameStream(sock)
     channel.send({"op": READY})
-    while (frame := receive(sock)) is not None:
+    while (frame := frames.receive()) is not None:
         if frame.op != TASK:
             raise SystemExit(f"an unexpected frame {frame.op!r}")
         done, manifest = executor.perform(to_assignment(frame.header), frame.body)

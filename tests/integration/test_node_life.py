@@ -207,7 +207,7 @@ def test_a_deadline_ends_a_task(tmp_path, gate, project):
     fleet = FleetDouble()
     with supernode(fleet, node_options(tmp_path)):
         run = fleet.add_run(project, config=gate.config)
-        task, late = (fleet.push(run, ["node"], ttl=ttl)[0] for ttl in (1.0, 0.01))
+        task, late = (fleet.push(run, ["node"], ttl=ttl)[0] for ttl in (4.0, 0.01))  # time to start a worker
         worker = gate.worker()
         code, text = fleet.error(task)
         assert (code, "deadline" in text) == (3, True)

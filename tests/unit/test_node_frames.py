@@ -5,13 +5,14 @@ from __future__ import annotations
 import json
 import socket
 import struct
+import threading
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from flq.errors import WireError
-from flq.node.frames import MAX_BODY_BYTES, FrameReader, pack, receive, send
+from flq.node.frames import JOINED_BYTES, MAX_BODY_BYTES, FrameReader, FrameStream, pack, send
 from flq.node.protocol import DONE, Done, capped, to_assignment, to_done, to_header
 from flq.wire.status import ResultStatus
 
@@ -43,16 +44,25 @@ def test_rubbish_is_refused(stream):
         FrameReader().feed(stream)
 
 
+def send_all(sock: socket.socket, bodies: list[bytes]) -> None:
+    for body in bodies:
+        send(sock, {"op": "x"}, body)
+
+
 def test_blocking_sockets():
     one, other = socket.socketpair()
+    large = b"x" * (JOINED_BYTES + 1)
+    bodies = [b"body", b"", large, b"last"]
     with one, other:
-        send(one, {"op": "x"}, b"body")
-        frame = receive(other)
-        assert frame
-        assert (frame.op, frame.body) == ("x", b"body")
+        sender = threading.Thread(target=send_all, args=(one, bodies))
+        sender.start()
+        stream = FrameStream(other)
+        frames = [stream.receive() for _ in bodies]
+        sender.join()
+        assert [(frame.op, frame.body) for frame in frames if frame] == [("x", body) for body in bodies]
         one.sendall(struct.pack("<4sIQ", b"flq1", 2, 0))
         one.close()
-        assert receive(other) is None
+        assert stream.receive() is None
 
 
 def done(**changes: object) -> dict[str, object]:

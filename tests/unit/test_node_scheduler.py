@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -297,3 +298,31 @@ def test_about_a_seconds_work_is_kept_at_hand(seconds, capacity):
     for _ in range(50):
         pace.took(seconds)
     assert pace.capacity == capacity
+
+
+def test_more_follows_while_tasks_of_the_run_have_not_started():
+    desk = Desk()
+    desk.ready(held(run=1, node=1), held(run=1, node=2))
+    first = desk.next()
+    assert first is not None
+    desk.finish(first)
+    assert desk.scheduler.more_follows(first)
+    desk.ready(held(run=2, node=1))
+    second = desk.next()
+    while second is not None and second.run_id != first.run_id:
+        second = desk.next()
+    assert second is not None
+    assert not desk.scheduler.more_follows(first), "the last task of the run has started"
+
+
+def test_nothing_follows_a_reply_whose_verdict_its_node_waits_for():
+    desk = Desk()
+    desk.ready(held(task=101), held(task=102), held(node=2, task=103))
+    first, other = desk.next(), desk.next()
+    assert first is not None
+    assert other is not None
+    first.staged = other.staged = Path("there")
+    for task in (first, other):
+        desk.finish(task, keeps_node=True)
+    assert not desk.scheduler.more_follows(first)
+    assert desk.scheduler.more_follows(other)
