@@ -14,9 +14,9 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import Final
 
 from flq.link.arrays import bigints, doubles
 from flq.wire.ids import NodeId, RunId, TaskId
@@ -28,14 +28,11 @@ MOST_RUNS = 64
 """How many runs of a node have a cursor at most; the oldest are left to full looks."""
 
 
-class Dealt(NamedTuple):
-    """A task that a claim has brought, with its start tag and its run's weight."""
+Dealt = tuple[NodeId, RunId, TaskId, float | None, float]
+"""A task that a claim has brought, with its start tag, none for a repeated claim, and its run's weight."""
 
-    node_id: NodeId
-    run_id: RunId
-    task_id: TaskId
-    tag: float | None
-    weight: float
+
+_NONE: Final = ((), (), (), ())
 
 
 @dataclass(slots=True)
@@ -76,12 +73,12 @@ class Look:
     nodes: Collection[NodeId]
     full: frozenset[NodeId]
     again: bool
-    clocks: list[float]
-    beyonds: list[int]
-    known_nodes: list[int]
-    known_runs: list[int]
-    known_after: list[int]
-    known_tags: list[float]
+    clocks: Sequence[float]
+    beyonds: Sequence[int]
+    known_nodes: Sequence[int]
+    known_runs: Sequence[int]
+    known_after: Sequence[int]
+    known_tags: Sequence[float]
 
 
 class Cursors:
@@ -129,35 +126,38 @@ class Cursors:
 
     def look(self, nodes: Collection[NodeId], token: int) -> Look:
         """What the next claim has to look at."""
+        clocks: list[float] = []
+        beyonds: list[int] = []
+        known: list[tuple[int, int, int, float]] = []
+        full = set()
         with self._lock:
             self._apply_notices()
             again, self._last_token = self._last_token in {None, token}, token
             now = self._clock()
-            asked = [(node_id, self._nodes[node_id]) for node_id in nodes]
-            full = frozenset(
-                node_id
-                for node_id, node in asked
-                if again or node.full_at is None or now - node.full_at >= FULL_LOOK_SECONDS
-            )
-            for node_id in full:
-                self._nodes[node_id].full_at = now
-            known = [
-                (node_id, run_id, 0 if node_id in full else stand.after, max(stand.tag, node.clock))
-                for node_id, node in asked
-                for run_id, stand in node.runs.items()
-            ]
-            beyonds = [0 if node_id in full else node.look_from() for node_id, node in asked]
-            return Look(
-                nodes=nodes,
-                full=full,
-                again=again,
-                clocks=[node.clock for _, node in asked],
-                beyonds=beyonds,
-                known_nodes=[node_id for node_id, *_ in known],
-                known_runs=[run_id for _, run_id, *_ in known],
-                known_after=[after for *_, after, _ in known],
-                known_tags=[tag for *_, tag in known],
-            )
+            for node_id in nodes:
+                node = self._nodes[node_id]
+                clock = node.clock
+                in_full = again or node.full_at is None or now - node.full_at >= FULL_LOOK_SECONDS
+                if in_full:
+                    full.add(node_id)
+                    node.full_at = now
+                clocks.append(clock)
+                beyonds.append(0 if in_full else node.look_from())
+                for run_id, stand in node.runs.items():
+                    tag = stand.tag
+                    known.append((node_id, run_id, 0 if in_full else stand.after, max(clock, tag)))
+        known_nodes, known_runs, known_after, known_tags = map(list, zip(*known, strict=True) if known else _NONE)
+        return Look(
+            nodes=nodes,
+            full=frozenset(full),
+            again=again,
+            clocks=clocks,
+            beyonds=beyonds,
+            known_nodes=known_nodes,
+            known_runs=known_runs,
+            known_after=known_after,
+            known_tags=known_tags,
+        )
 
     def found(self, runs: Iterable[tuple[NodeId, RunId]]) -> None:
         """Remember runs that a claim has come upon; what it took of them is told to `brought`."""

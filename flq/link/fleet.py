@@ -27,7 +27,7 @@ class DbFleet:
         self._listener: notify.Listener | None = None
         self._process: ProcessSpec | None = None
         self._epochs: Mapping[NodeId, int] = {}
-        self._manifests = tasks.Manifests()
+        self._batches = tasks.Batches()
         self._cursors = Cursors()
         self._claiming = threading.Lock()
 
@@ -42,6 +42,7 @@ class DbFleet:
             self._process = process
             self._epochs = {node.node_id: node.epoch for node in hosted}
             self._cursors.host(self._epochs)
+            self._batches = tasks.Batches()
         return hosted
 
     def heartbeat(self) -> None:
@@ -60,7 +61,7 @@ class DbFleet:
                 per_node=per_node,
                 total=total,
                 token=token,
-                manifests=self._manifests,
+                known=self._batches,
             )
 
     def renew(self, keys: Sequence[TaskKey]) -> Renewed:

@@ -30,16 +30,17 @@ def submit(db: Database, replies: Sequence[Reply]) -> dict[TaskId, Verdict]:
 
     Raises `ObjectsMissing`, in which case nothing changed, or `LinkError` for the reply that cannot be stored.
     """
+    if len({reply.key.task_id for reply in replies}) < len(replies):  # each is to be judged after the one before it
+        return _by_halves(db, replies)
     try:
         accepted = _flush(db, replies)
     except (psycopg.DataError, psycopg.IntegrityError) as exc:
         if len(replies) == 1:
             raise LinkError(f"the reply of task {replies[0].key.task_id} cannot be stored: {_said(exc)}") from exc
-        middle = len(replies) // 2
-        return submit(db, replies[:middle]) | submit(db, replies[middle:])
+        return _by_halves(db, replies)
     verdicts = dict.fromkeys(accepted, Verdict.ACCEPTED)
-    others = [reply for reply in replies if reply.key.task_id not in accepted]
-    if others:
+    if len(accepted) < len(replies):
+        others = [reply for reply in replies if reply.key.task_id not in accepted]
         verdicts |= _read_again(db, others)
     return verdicts
 
@@ -69,6 +70,11 @@ def read(db: Database, keys: Sequence[ResultKey]) -> list[Result]:
     return [found[key.task_id] for key in keys if key.task_id in found]
 
 
+def _by_halves(db: Database, replies: Sequence[Reply]) -> dict[TaskId, Verdict]:
+    middle = len(replies) // 2
+    return submit(db, replies[:middle]) | submit(db, replies[middle:])
+
+
 def _flush(db: Database, replies: Sequence[Reply]) -> set[TaskId]:
     named = frozenset[Any]().union(*(reply.objects for reply in replies))
     left = [reply.key for reply in replies if reply.state]
@@ -85,23 +91,23 @@ def _flush(db: Database, replies: Sequence[Reply]) -> set[TaskId]:
 def _statement(tx: Tx, replies: Sequence[Reply]) -> set[TaskId]:
     with tx.cursor(binary=True) as cursor:
         rows = cursor.execute(SQL["submit"], _arrays(replies), prepare=True).fetchall()
-    return {TaskId(task_id) for task_id, _ in rows}
+    return {row[0] for row in rows}
 
 
 def _arrays(replies: Sequence[Reply]) -> dict[str, bytes]:
-    named = [(reply.key.task_id, name) for reply in replies for name in sorted(reply.objects)]
+    named = [(reply.key.task_id, name) for reply in replies if reply.objects for name in sorted(reply.objects)]
     return {
         **columns([reply.key for reply in replies]),
-        "statuses": texts(reply.status.value for reply in replies),
+        "statuses": texts([reply.status for reply in replies]),
         "error_codes": smallints([reply.error_code for reply in replies]),
-        "error_texts": texts(_text(reply.error_text) for reply in replies),
-        "manifests": byteas(reply.manifest if reply.status == ResultStatus.OK else None for reply in replies),
-        "metrics": texts(json.dumps(metrics.finite(reply.metrics)) if reply.metrics else None for reply in replies),
+        "error_texts": texts([_text(reply.error_text) if reply.error_text else reply.error_text for reply in replies]),
+        "manifests": byteas([reply.manifest if reply.status is ResultStatus.OK else None for reply in replies]),
+        "metrics": texts([json.dumps(metrics.finite(reply.metrics)) if reply.metrics else None for reply in replies]),
         "payload_bytes": bigints([reply.payload_bytes for reply in replies]),
         "started": doubles([reply.started_at.timestamp() for reply in replies]),
         "ended": doubles([reply.ended_at.timestamp() for reply in replies]),
         "object_tasks": bigints([task_id for task_id, _ in named]),
-        "objects": byteas(name for _, name in named),
+        "objects": byteas([name for _, name in named]),
     }
 
 
@@ -122,9 +128,9 @@ def _said(exc: psycopg.Error) -> str:
     return exc.diag.message_primary or str(exc)
 
 
-def _text(value: str | None) -> str | None:
+def _text(value: str) -> str:
     """Text that PostgreSQL takes: it has no NUL."""
-    return None if value is None else value.replace("\0", "\N{SYMBOL FOR NULL}")
+    return value.replace("\0", "\N{SYMBOL FOR NULL}")
 
 
 def _result(row: tuple[Any, ...]) -> Result:

@@ -53,7 +53,8 @@ def keep_lists(tx: Tx, run_id: RunId, delivered: Delivered) -> None:
         for nodes in delivered.node_lists.values()
     ]
     tx.execute(
-        SQL["insert_node_lists"], {"run_id": run_id, "hashes": byteas(delivered.node_lists), "lists": texts(lists)}
+        SQL["insert_node_lists"],
+        {"run_id": run_id, "hashes": byteas(list(delivered.node_lists)), "lists": texts(lists)},
     )
 
 

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Collection, Mapping, Sequence
+from operator import itemgetter
 from typing import Any, Final, NamedTuple
 
 from flq.link.arrays import Bigints, bigints
-from flq.link.cursors import Cursors, Dealt
+from flq.link.cursors import Cursors
 from flq.link.cursors import columns as look_columns
 from flq.link.database import Database, Tx
 from flq.link.sql import load
@@ -30,52 +31,46 @@ MESSAGE_UNAVAILABLE = 3
 CLIENT_APP_CRASHED = 8
 
 Row = tuple[Any, ...]
+_NODE_AND_TASK: Final = itemgetter(0, 2)
+_DEALT: Final = itemgetter(0, 1, 2, 6, 7)
+_KEY_COLUMNS: Final = ("node_ids", "run_ids", "task_ids", "batch_ids", "tokens")
 
 
 class Sent(NamedTuple):
-    """What a process has read of a batch: its branch, and its message if all nodes get the same."""
+    """What a process has read of a batch, and what never changes of it.
+
+    `manifest` is its message if all nodes get the same.
+    """
 
     branch: int
+    created_at: float
+    kind: str
+    group: str
     manifest: bytes | None
 
 
 KEPT_BATCHES = 64
-"""So many broadcasts are kept at most: those whose tasks are just being claimed."""
+"""So many batches are kept at most: those whose tasks are just being claimed."""
 
 
-class Manifests:
-    """The broadcast messages that a process has read, by batch, the oldest dropped: one read for all nodes."""
+class Batches:
+    """The batches that a process has read, the oldest dropped: one read for all nodes and tasks."""
 
     def __init__(self, limit_bytes: int = 64 << 20) -> None:
         self._limit = limit_bytes
         self._bytes = 0
         self._known: OrderedDict[BatchId, Sent] = OrderedDict()
 
-    def of(self, tx: Tx, rows: Sequence[Row]) -> dict[int, tuple[int, bytes]]:
-        """The branch and the manifest of each claimed task, by task id."""
-        batches = {BatchId(row[3]) for row in rows}
-        unknown = sorted(batches - self._known.keys())
-        found: dict[BatchId, Sent] = {batch: self._known[batch] for batch in batches & self._known.keys()}
-        if unknown:
-            with tx.cursor(binary=True) as cursor:
-                for batch_id, branch, manifest in cursor.execute(SQL["broadcast_manifests"], {"batch_ids": unknown}):
-                    found[batch_id] = Sent(branch, None if manifest is None else bytes(manifest))
-            for batch_id in unknown:
-                self._keep(batch_id, found[batch_id])
-        own = self._own(tx, [row for row in rows if found[row[3]].manifest is None])
-        messages = {}
-        for row in rows:
-            branch, manifest = found[row[3]]
-            messages[row[2]] = branch, own[row[2]] if manifest is None else manifest
-        return messages
+    def ids(self) -> list[BatchId]:
+        """Those that a claim need not read again."""
+        return list(self._known)
 
-    def _own(self, tx: Tx, rows: Sequence[Row]) -> dict[int, bytes]:
-        if not rows:
-            return {}
-        values = {"batch_ids": bigints([row[3] for row in rows]), "task_ids": bigints([row[2] for row in rows])}
-        with tx.cursor(binary=True) as cursor:
-            found = cursor.execute(SQL["own_manifests"], values).fetchall()
-        return {task_id: bytes(manifest) for task_id, manifest in found}
+    def of(self, taken: Sequence[Row], read: Mapping[BatchId, Sent]) -> dict[BatchId, Sent]:
+        """The batches of claimed tasks: those that were just read, and are kept from now on, and those known before."""
+        found = {batch: read[batch] if batch in read else self._known[batch] for batch in {row[3] for row in taken}}
+        for batch_id in sorted(read):
+            self._keep(batch_id, read[batch_id])
+        return found
 
     def _keep(self, batch_id: BatchId, sent: Sent) -> None:
         self._known[batch_id] = sent
@@ -94,9 +89,12 @@ def claim(
     per_node: int,
     total: int,
     token: int,
-    manifests: Manifests,
+    known: Batches,
 ) -> Claimed:
-    """Lease open tasks for the nodes of `epochs`, where `cursors` says that there may be some. See `Fleet.claim`."""
+    """Lease open tasks for the nodes of `epochs`, where `cursors` says that there may be some. See `Fleet.claim`.
+
+    `known` are the batches that this process has read; what a claim reads of others goes there.
+    """
     look = cursors.look(epochs.keys(), token)
     values = {
         **look_columns(look, epochs),
@@ -106,6 +104,7 @@ def claim(
         "process_id": process_id,
         "lease": LEASE_SECONDS,
         "max_attempts": MAX_ATTEMPTS,
+        "known_batches": bigints(known.ids()),
     }
     try:
         with db.connection() as connection:
@@ -117,17 +116,17 @@ def claim(
                 else:
                     rows = cursor.execute(SQL["claim"], values, prepare=True).fetchall()
             taken = [row for row in rows if row[2] is not None]
-            messages = manifests.of(connection, taken) if taken else {}
+            sent = known.of(taken, {row[3]: Sent(row[4], row[5], *row[8:]) for row in rows if row[0] is None})
+            own = _own_manifests(connection, [row for row in taken if sent[row[3]].manifest is None])
     except Exception:
         cursors.failed(look)
         raise
-    cursors.found((row[0], row[1]) for row in rows if row[1] is not None and row[2] is None)
-    cursors.brought(Dealt(row[0], row[1], row[2], row[9], row[10]) for row in taken)
-    superseded |= {NodeId(row[0]) for row in rows if row[1] is None}
-    leases = sorted(
-        (_lease(row, token, *messages[row[2]]) for row in taken), key=lambda x: (x.key.node_id, x.key.task_id)
-    )
-    return Claimed(tuple(leases), superseded)
+    told = [row for row in rows if row[2] is None and row[0] is not None]
+    cursors.found((row[0], row[1]) for row in told if row[1] is not None)
+    cursors.brought(map(_DEALT, taken))
+    superseded |= {NodeId(row[0]) for row in told if row[1] is None}
+    taken.sort(key=_NODE_AND_TASK)
+    return Claimed(tuple(_lease(row, token, sent[row[3]], own) for row in taken), superseded)
 
 
 def renew(db: Database, keys: Sequence[TaskKey], epochs: Mapping[NodeId, int]) -> Renewed:
@@ -191,13 +190,8 @@ class ExhaustedSweep:
 
 def columns(keys: Sequence[TaskKey]) -> dict[str, Bigints]:
     """Task keys as the arrays that the statements take."""
-    return {
-        "node_ids": bigints([key.node_id for key in keys]),
-        "run_ids": bigints([key.run_id for key in keys]),
-        "task_ids": bigints([key.task_id for key in keys]),
-        "batch_ids": bigints([key.batch_id for key in keys]),
-        "tokens": bigints([key.token for key in keys]),
-    }
+    values = zip(*keys, strict=True) if keys else ((),) * len(TaskKey._fields)
+    return dict(zip(_KEY_COLUMNS, map(bigints, values), strict=True))
 
 
 def _end(tx: Tx, rows: Sequence[Row], status: ResultStatus, error_code: int, error_text: str) -> int:
@@ -221,18 +215,24 @@ def _superseded(tx: Tx, epochs: Mapping[NodeId, int]) -> frozenset[NodeId]:
     return frozenset(NodeId(row[0]) for row in tx.execute(SQL["superseded_nodes"], values))
 
 
-def _lease(row: Row, token: int, branch: int, manifest: bytes) -> Lease:
-    node_id, run_id, task_id, batch_id, attempt, kind, group, created_at, deadline, *_ = row
-    key = TaskKey(
-        node_id=NodeId(node_id), run_id=RunId(run_id), task_id=TaskId(task_id), batch_id=BatchId(batch_id), token=token
-    )
+def _own_manifests(tx: Tx, rows: Sequence[Row]) -> dict[int, bytes]:
+    if not rows:
+        return {}
+    values = {"batch_ids": bigints([row[3] for row in rows]), "task_ids": bigints([row[2] for row in rows])}
+    with tx.cursor(binary=True) as cursor:
+        return dict(cursor.execute(SQL["own_manifests"], values).fetchall())
+
+
+def _lease(row: Row, token: int, sent: Sent, own: Mapping[int, bytes]) -> Lease:
+    node_id, run_id, task_id, batch_id, attempt, deadline, *_ = row
+    branch, created_at, kind, group, manifest = sent
     return Lease(
-        key=key,
-        attempt=attempt,
-        branch=branch,
-        kind=kind,
-        group=group,
-        created_at=created_at,
-        deadline=deadline,
-        manifest=manifest,
+        TaskKey(node_id, run_id, task_id, batch_id, token),
+        attempt,
+        branch,
+        kind,
+        group,
+        created_at,
+        deadline,
+        own[task_id] if manifest is None else manifest,
     )

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from flq.wire.ids import BatchId, NodeId, ObjectHash, RunId, TaskId
 from flq.wire.objects import Objects
@@ -37,8 +37,7 @@ class HostedNode:
     epoch: int
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class TaskKey:
+class TaskKey(NamedTuple):
     """A claimed task: who holds which one by which fence token."""
 
     node_id: NodeId
@@ -68,7 +67,7 @@ class StateBase:
     is_newest: bool = True
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(slots=True)
 class Lease:
     """A task to do. `attempt` counts from 1; `created_at` and `deadline` are seconds since the epoch.
 
@@ -101,7 +100,7 @@ class Renewed:
     superseded: frozenset[NodeId] = frozenset()
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(slots=True, kw_only=True)
 class Reply:
     """The end of a task: `ok` with a manifest, or `error` with a code and a text.
 

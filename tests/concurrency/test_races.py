@@ -29,7 +29,7 @@ def claiming(process_id: str, hosted: Sequence[HostedNode], *, token: int | None
     def claim(db: Database) -> Claimed:
         return tasks.claim(
             db, process_id=process_id, epochs=epochs, cursors=cursors, per_node=per_node, total=1000,
-            token=token or act.token(), manifests=tasks.Manifests(),
+            token=token or act.token(), known=tasks.Batches(),
         )  # fmt: skip
 
     return claim

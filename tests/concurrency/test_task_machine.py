@@ -49,7 +49,7 @@ class Process:
     spec: ProcessSpec
     epochs: dict[NodeId, int]
     cursors: Cursors = field(default_factory=Cursors)
-    manifests: tasks.Manifests = field(default_factory=tasks.Manifests)
+    known: tasks.Batches = field(default_factory=tasks.Batches)
     token: int = 0
     told: set[TaskId] = field(default_factory=set)
 
@@ -304,7 +304,7 @@ class TaskMachine(RuleBasedStateMachine):
             per_node=per_node,
             total=total,
             token=process.token,
-            manifests=process.manifests,
+            known=process.known,
         )
         assert claimed.superseded == asked - self._ours(process, asked)
         return list(claimed.leases)

@@ -87,7 +87,7 @@ def test_a_late_result_is_told_in_the_history_once(doors: Doors, db: Database):
 def test_broadcasts_that_are_not_used_any_more_leave_the_memory(doors: Doors, db: Database):
     fleet, hosted = doors.fleet("a")
     grid, _ = doors.grid()
-    known = fleet._manifests = tasks.Manifests(limit_bytes=250)
+    known = fleet._batches = tasks.Batches(limit_bytes=250)
     for size in (100, 100, 100):
         grid.push(act.push(hosted[0].node_id, manifests=(b"m" * size,)))
         assert [len(lease.manifest) for lease in act.claim(fleet, hosted)] == [size]
@@ -102,7 +102,7 @@ def test_of_broadcasts_the_last_ones_stay_in_memory(doors: Doors, db: Database, 
     for _ in range(4):
         grid.push(act.push(hosted[0].node_id, manifests=(b"m",)))
         assert [lease.manifest for lease in act.claim(fleet, hosted)] == [b"m"]
-    assert len(fleet._manifests._known) == 2
+    assert len(fleet._batches._known) == 2
 
 
 def test_a_serverapp_waits_for_a_database_that_went_away(doors: Doors, dsn: str, caplog: pytest.LogCaptureFixture):

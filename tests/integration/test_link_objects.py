@@ -67,6 +67,23 @@ def test_what_is_corrupt_is_neither_stored_nor_read(db: Database):
         objects.read(db, name, memoryview(bytearray(len(data))))
 
 
+def test_a_large_object_that_lost_a_chunk_or_a_byte_is_not_read(db: Database):
+    data = os.urandom(9 * CHUNK_BYTES)
+    name = act.object_of(data)
+    objects.put(db, name, memoryview(data))
+    into = memoryview(bytearray(len(data)))
+    with db.connection() as connection:
+        connection.execute(
+            "UPDATE flq_state.object_chunk SET data = set_byte(data, 7, 255 - get_byte(data, 7)) WHERE sequence = 8"
+        )
+    with pytest.raises(ObjectCorrupt, match="hash"):
+        objects.read(db, name, into)
+    with db.connection() as connection:
+        connection.execute("DELETE FROM flq_state.object_chunk WHERE sequence = 4")
+    with pytest.raises(ObjectCorrupt, match="of 9437184 bytes"):
+        objects.read(db, name, into)
+
+
 def test_artifacts_are_listed_replaced_and_read(doors: Doors, control: DbControl):
     grid, claim = doors.grid()
     for data in (b"old model", b"the new model"):

@@ -146,7 +146,7 @@ def test_messages_of_batches_that_share_a_memory_are_not_mixed_up(scene: Scene):
 def test_broadcasts_are_remembered_up_to_a_limit(
     scene: Scene, sizes: tuple[int | None, ...], remembered: int, size: int
 ):
-    memory = scene.fleet._manifests = tasks.Manifests(limit_bytes=10)
+    memory = scene.fleet._batches = tasks.Batches(limit_bytes=10)
     for wanted in sizes:
         messages = (b"to a", b"to b") if wanted is None else (b"m" * wanted,)
         scene.grids[0].push(act.push(*scene.nodes, manifests=messages))
@@ -238,7 +238,7 @@ def test_a_claim_that_fails_is_followed_by_a_look_at_everything(scene: Scene, mo
         raise DatabaseUnreachable("lost in the middle of a claim")
 
     with monkeypatch.context() as patched:
-        patched.setattr(tasks.Manifests, "of", fail)
+        patched.setattr(tasks.Batches, "of", fail)
         with pytest.raises(DatabaseUnreachable, match="in the middle"):
             act.claim(scene.fleet, scene.hosted)
     # it went through nevertheless: what it took is found when the leases have run out
@@ -311,7 +311,7 @@ def test_a_node_that_is_not_there_any_more_is_told_as_taken_over(scene: Scene):
     cursors.host([gone])
     claimed = tasks.claim(
         scene.db, process_id=str(uuid.uuid4()), epochs={gone: 1}, cursors=cursors, per_node=1, total=1,
-        token=act.token(), manifests=tasks.Manifests(),
+        token=act.token(), known=tasks.Batches(),
     )  # fmt: skip
     assert claimed.leases == ()
     assert claimed.superseded == {gone}

@@ -235,6 +235,8 @@ def test_the_views_tell_a_run_s_rounds_and_tasks(doors: Doors, control: DbContro
     table = control.query("select round, nodes, duration, metrics from flq.rounds order by round")
     assert table.columns == ("round", "nodes", "duration", "metrics")
     assert [(row[0], row[1], row[3]) for row in table.rows] == [(1, 2, {"loss": 1.0}), (2, 2, {"loss": 0.5})]
+    assert [row.round for row in control.rounds(claim.run.name)] == [1, 2]
+    assert control.rounds(claim.run.name, since=2) == control.rounds(claim.run.name)[1:]
     assert all(row[2].total_seconds() > 0 for row in table.rows)
     tasks = control.query(
         "select node, round, status, attempt from tasks where run = $1 order by round, node", [claim.run.name]

@@ -9,7 +9,7 @@ from datetime import timedelta
 import pytest
 
 from flq.link import runs, tasks
-from flq.link.cursors import FULL_LOOK_SECONDS, MOST_RUNS, Cursors, Dealt
+from flq.link.cursors import FULL_LOOK_SECONDS, MOST_RUNS, Cursors
 from flq.link.database import Database
 from flq.link.grid import DbGrid
 from flq.wire.ids import NodeId, RunId, TaskId
@@ -158,7 +158,7 @@ def test_cursors_go_on_behind_what_was_taken_and_are_lowered_by_notices():
     first = cursors.look([NODE], 1)
     assert (first.full, first.again, first.beyonds) == (frozenset({NODE}), True, [0])
     cursors.found([(NODE, RunId(7))])
-    cursors.brought([Dealt(NODE, RunId(7), TaskId(20), 0.0, 2.0), Dealt(NODE, RunId(7), TaskId(21), 0.5, 2.0)])
+    cursors.brought([(NODE, RunId(7), TaskId(20), 0.0, 2.0), (NODE, RunId(7), TaskId(21), 0.5, 2.0)])
     second = cursors.look([NODE], 2)
     assert (second.full, second.again, second.beyonds) == (frozenset(), False, [7])
     assert (second.known_runs, second.known_after, second.known_tags, second.clocks) == ([7], [21], [1.0], [0.5])
@@ -186,10 +186,10 @@ def test_a_full_look_follows_time_loss_failure_and_repetition():
     assert cursors.look([NODE], 4).full
     now[0] += FULL_LOOK_SECONDS
     assert cursors.look([NODE], 5).full
-    cursors.brought([Dealt(NODE, RunId(1), TaskId(1), None, 1.0)])  # rows of a repeated claim
+    cursors.brought([(NODE, RunId(1), TaskId(1), None, 1.0)])  # rows of a repeated claim
     assert cursors.look([NODE], 6).full
     cursors.found((NODE, RunId(n)) for n in range(1, MOST_RUNS + 3))
-    cursors.brought([Dealt(NODE, RunId(1), TaskId(1), 1.0, 1.0)])  # forgotten meanwhile
+    cursors.brought([(NODE, RunId(1), TaskId(1), 1.0, 1.0)])  # forgotten meanwhile
     assert min(cursors.look([NODE], 7).known_runs) == 3
 
 

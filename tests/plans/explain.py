@@ -43,6 +43,14 @@ class Plan:
             waiting += node.get("Plans", [])
             yield node
 
+    def rows_looked_at(self, table: str) -> float:
+        """How many rows of a table were read, those that did not fit among them."""
+        found = [node for node in self.nodes() if node["Node Type"] in SCANS and node.get("Relation Name") == table]
+        return sum(
+            float(node["Actual Loops"] * (node["Actual Rows"] + node.get("Rows Removed by Filter", 0)))
+            for node in found
+        )
+
     def scans(self, table: str) -> set[Scan]:
         """How a table, or its first partition, was read; the others are made ahead of time and empty."""
         return {

@@ -91,3 +91,14 @@ def test_a_statement_touches_few_pages(filled: tuple[Database, int], name: str, 
     with db.connection() as connection:
         plan = explain(connection, module.SQL[name], {"run_id": run_id, **values}, generic=generic)
     assert plan.buffers <= most, plan.root
+
+
+@pytest.mark.parametrize("generic", [True, False], ids=["generic", "custom"])
+@pytest.mark.parametrize("table", ["checkpoint", "batch"])
+def test_a_commit_looks_at_the_newest_rounds_only(filled: tuple[Database, int], table: str, *, generic: bool):
+    db, run_id = filled
+    module, values, _ = CASES["release_rounds"]
+    with db.connection() as connection:
+        plan = explain(connection, module.SQL["release_rounds"], {"run_id": run_id, **values}, generic=generic)
+    assert plan.scans(table)
+    assert plan.rows_looked_at(table) < ROUNDS / 10, plan.root

@@ -54,6 +54,7 @@ def claim_values(nodes: Sequence[int], known: Mapping[int, int], *, beyond: int)
     return {
         "node_ids": list(nodes), "epochs": [1] * len(nodes), "clocks": [0.0] * len(nodes),
         "beyonds": [beyond] * len(nodes),
+        "known_batches": [],
         "known_nodes": [node for node, *_ in pairs], "known_runs": [run for _, run, _ in pairs],
         "known_after": [after for *_, after in pairs], "known_tags": [0.0] * len(pairs),
         "per_node": 2, "total": 100, "token": 9, "process_id": uuid.uuid4(), "lease": 15.0, "max_attempts": 10,
@@ -145,7 +146,6 @@ BY_KEY = {
     "reissue": (100, {"pk_result", "ix_result_batch_id_xid"}),
     "open_tasks_of_batches": (400, {"ix_task_batch_id"}),
     "overdue_tasks": (9000, {"ix_task_batch_id"}),
-    "broadcast_manifests": (50, set()),
     "own_manifests": (100, set()),
 }
 

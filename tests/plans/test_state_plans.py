@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import closing
 from typing import Any
 
 import pytest
 
 from flq.link import states
-from flq.link.database import Database
+from flq.link.database import Database, connect
 from tests.integration.conftest import doors
 from tests.integration.link_acts import Doors
 from tests.plans.explain import Plan, explain
@@ -100,3 +101,11 @@ def test_versions_are_found_by_key(filled: Filled, db: Database, *, generic: boo
         if plan.buffers > pages or ways(plan) - {("client_state", "pk_client_state"), ("batch", "pk_batch")}:
             wrong.append(f"{name}: {plan.buffers} pages, {ways(plan)}")
     assert not wrong, "\n".join(wrong)
+
+
+@pytest.mark.parametrize("generic", [True, False])
+def test_of_the_checkpoints_the_newest_are_looked_at(filled: Filled, db: Database, *, generic: bool):
+    with closing(connect(db.dsn, application="flq test", by_key=True)) as tx:
+        plan = explain(tx, states.SQL["needed"], filled.needed(filled.last), generic=generic)
+    assert plan.scans("checkpoint")
+    assert plan.rows_looked_at("checkpoint") < ROUNDS / 100

@@ -39,7 +39,7 @@ def stands(seen: Look) -> dict[tuple[int, int], tuple[int, float]]:
 
 
 def dealt(run: int, task: int, tag: float | None, weight: float = 1.0, node: NodeId = A) -> Dealt:
-    return Dealt(node, RunId(run), TaskId(task), tag, weight)
+    return node, RunId(run), TaskId(task), tag, weight
 
 
 def test_a_first_look_is_full_and_knows_nothing():

@@ -1,6 +1,6 @@
 -- name: submit
 -- Finishes tasks: each at most once, by the token that claimed it. Lock order: tasks in key order, then results.
-WITH sent AS MATERIALIZED (
+WITH sent AS (
     SELECT node_id, run_id, task_id, batch_id, token, status::flq_state.result_status, error_code, error_text, manifest,
            coalesce(metrics::jsonb, '{}'::jsonb) AS metrics, payload_bytes, to_timestamp(started_at) AS started_at,
            to_timestamp(ended_at) AS ended_at
@@ -10,29 +10,23 @@ WITH sent AS MATERIALIZED (
                 %(ended)s::float8[])
          s(node_id, run_id, task_id, batch_id, token, status, error_code, error_text, manifest, metrics, payload_bytes,
            started_at, ended_at)
-), held AS MATERIALIZED (
-    SELECT t.node_id, t.run_id, t.task_id, t.attempt, t.process_id, t.claimed_at
-    FROM sent s
-    JOIN flq_state.task t ON t.node_id = ANY (ARRAY[s.node_id]) AND t.run_id = ANY (ARRAY[s.run_id])
-                         AND t.task_id = ANY (ARRAY[s.task_id]) AND t.token = s.token
-    JOIN flq_state.node n ON n.node_id = t.node_id AND n.epoch = t.epoch  -- a superseded process finishes nothing
-    ORDER BY t.node_id, t.run_id, t.task_id
-    FOR UPDATE OF t
-), closed AS (
+), closed AS MATERIALIZED (
+    -- In key order, so that two flushes cannot deadlock; with all that was sent, so that nothing below joins it again.
     DELETE FROM flq_state.task t
-    USING held h
-    WHERE t.node_id = ANY (ARRAY[h.node_id]) AND t.run_id = ANY (ARRAY[h.run_id]) AND t.task_id = ANY (ARRAY[h.task_id])
-    RETURNING t.task_id
+    USING (SELECT * FROM sent ORDER BY node_id, run_id, task_id OFFSET 0) s, flq_state.node n
+    WHERE t.node_id = ANY (ARRAY[s.node_id]) AND t.run_id = ANY (ARRAY[s.run_id]) AND t.task_id = ANY (ARRAY[s.task_id])
+      AND t.token = s.token
+      AND n.node_id = ANY (ARRAY[s.node_id]) AND n.epoch = t.epoch  -- a superseded process finishes nothing
+    RETURNING s.*, t.attempt, t.process_id, t.claimed_at
 ), noted AS (
     INSERT INTO flq_state.task_attempt (task_id, attempt, run_id, node_id, process_id, claimed_at, reason)
-    SELECT h.task_id, h.attempt, h.run_id, h.node_id, h.process_id, h.claimed_at, s.status::text
-    FROM held h JOIN sent s USING (task_id)
+    SELECT task_id, attempt, run_id, node_id, process_id, claimed_at, status::text FROM closed
 ), stored AS (
     INSERT INTO flq_state.result (batch_id, task_id, run_id, node_id, status, error_code, error_text, manifest, metrics,
                                   payload_bytes, attempt, token, process_id, claimed_at, started_at, ended_at)
-    SELECT s.batch_id, s.task_id, s.run_id, s.node_id, s.status, s.error_code, s.error_text, s.manifest, s.metrics,
-           s.payload_bytes, h.attempt, s.token, h.process_id, h.claimed_at, s.started_at, s.ended_at
-    FROM sent s JOIN held h USING (task_id)
+    SELECT batch_id, task_id, run_id, node_id, status, error_code, error_text, manifest, metrics,
+           payload_bytes, attempt, token, process_id, claimed_at, started_at, ended_at
+    FROM closed
     RETURNING task_id, run_id
 ), referred AS (
     INSERT INTO flq_state.object_ref (object_hash, holder, holder_id, run_id)

@@ -3,54 +3,52 @@
 -- runs of a node, then by age. What is looked at says `flq.link.cursors`. Locks tasks only, and waits for nobody.
 -- Tasks and batches are joined by what can be neither hashed nor merged (`= ANY (ARRAY[...])`, OFFSET 0), here and below:
 -- planned while the statistics say that a table is empty, any other join would read all of it, the dead included.
-WITH RECURSIVE wanted AS MATERIALIZED (
+WITH RECURSIVE wanted AS (
     -- a node that another process hosts now gets nothing, and is told
     SELECT w.node_id, w.epoch, w.clock, w.beyond, n.epoch IS NOT DISTINCT FROM w.epoch AS ours
     FROM unnest(%(node_ids)s::bigint[], %(epochs)s::bigint[], %(clocks)s::float8[], %(beyonds)s::bigint[])
          w(node_id, epoch, clock, beyond)
-    LEFT JOIN flq_state.node n ON n.node_id = w.node_id
-), known AS MATERIALIZED (
+    LEFT JOIN flq_state.node n ON n.node_id = ANY (ARRAY[w.node_id])
+), known AS (
     -- the runs that the process knows of, and where it stands in them
     SELECT k.node_id, k.run_id, k.after, k.tag
     FROM unnest(%(known_nodes)s::bigint[], %(known_runs)s::bigint[], %(known_after)s::bigint[], %(known_tags)s::float8[])
          k(node_id, run_id, after, tag)
 ), found (node_id, run_id) AS (
     -- the other runs, by a loose index scan: one look into the index for each run, however many tasks it has
-    SELECT w.node_id, (SELECT t.run_id FROM flq_state.task t
-                       WHERE t.node_id = w.node_id AND t.run_id > w.beyond ORDER BY t.run_id LIMIT 1)
-    FROM wanted w
-    WHERE w.ours
+    SELECT node_id, beyond FROM wanted WHERE ours
     UNION ALL
     SELECT f.node_id, (SELECT t.run_id FROM flq_state.task t
                        WHERE t.node_id = f.node_id AND t.run_id > f.run_id ORDER BY t.run_id LIMIT 1)
     FROM found f
     WHERE f.run_id IS NOT NULL
-), fresh AS MATERIALIZED (
+), fresh AS (
     SELECT f.node_id, f.run_id, 0::bigint AS after, w.clock AS tag
     FROM found f
     JOIN wanted w ON w.node_id = f.node_id
-    WHERE f.run_id IS NOT NULL
-      AND NOT EXISTS (SELECT FROM known k WHERE k.node_id = f.node_id AND k.run_id = f.run_id)
+    WHERE f.run_id > w.beyond AND NOT EXISTS (
+        SELECT FROM known k WHERE k.node_id = f.node_id AND k.run_id = f.run_id)
 ), run_on_node AS (
     TABLE known
     UNION ALL
     TABLE fresh
 ), due AS (
     -- of each run no more than can be claimed, with start tags 1/weight apart
-    SELECT p.node_id, p.run_id, x.task_id, w.epoch, r.priority, r.weight,
+    SELECT p.node_id, p.run_id, x.task_id, x.deadline, w.epoch, r.priority, r.weight,
            p.tag + (row_number() OVER (PARTITION BY p.node_id, p.run_id ORDER BY x.task_id) - 1) / r.weight AS tag
     FROM run_on_node p
     JOIN wanted w ON w.node_id = p.node_id AND w.ours
     JOIN flq_state.run r ON r.run_id = p.run_id
     CROSS JOIN LATERAL (
-        SELECT t.task_id
+        SELECT t.task_id, b.deadline
         FROM flq_state.task t
+        -- with OFFSET: else it might begin with the batches, and look at all tasks of the node
+        CROSS JOIN LATERAL (SELECT deadline FROM flq_state.batch WHERE batch_id = t.batch_id OFFSET 0) b
         WHERE t.node_id = p.node_id AND t.run_id = p.run_id AND t.task_id > p.after
           AND (t.lease_until < clock_timestamp()  -- queued, or its process has not renewed it
                OR t.epoch < w.epoch)              -- left behind by the process that hosted the node before
           AND t.attempt < %(max_attempts)s
-          -- no join, which might begin with the batches and look at all tasks of the node
-          AND (SELECT b.deadline FROM flq_state.batch b WHERE b.batch_id = t.batch_id) > clock_timestamp()
+          AND b.deadline > clock_timestamp()
         ORDER BY t.task_id
         LIMIT %(per_node)s
     ) x
@@ -60,15 +58,15 @@ WITH RECURSIVE wanted AS MATERIALIZED (
     FROM due
 ), chosen AS MATERIALIZED (
     -- where the total cuts, each node gets its first before one gets its second, and who got least lately is first
-    SELECT node_id, run_id, task_id, epoch, tag, weight
+    SELECT node_id, run_id, task_id, deadline, epoch, tag, weight
     FROM placed
     WHERE place <= %(per_node)s
     ORDER BY priority DESC, place, tag, node_id
     LIMIT %(total)s
-), held AS MATERIALIZED (
+), held AS (
     -- Not joined with the batches: SKIP LOCKED would lock them too, and concurrent claimers would get nothing. What has
     -- changed since the look is looked at again, as the lock sees it.
-    SELECT x.*, c.epoch AS new_epoch, c.tag, c.weight
+    SELECT x.*, c.epoch AS new_epoch, c.deadline, c.tag, c.weight
     FROM chosen c
     CROSS JOIN LATERAL (
         SELECT t.node_id, t.run_id, t.task_id, t.attempt AS old_attempt, t.process_id AS old_process,
@@ -95,22 +93,23 @@ WITH RECURSIVE wanted AS MATERIALIZED (
         lease_until = clock_timestamp() + make_interval(secs => %(lease)s)
     FROM held h
     WHERE t.node_id = ANY (ARRAY[h.node_id]) AND t.run_id = ANY (ARRAY[h.run_id]) AND t.task_id = ANY (ARRAY[h.task_id])
-    RETURNING t.node_id, t.run_id, t.task_id, t.batch_id, t.attempt, h.tag, h.weight
+    RETURNING t.node_id, t.run_id, t.task_id, t.batch_id, t.attempt, h.deadline, h.tag, h.weight
 ), late AS (
     -- a claim that a crash forgets is only delivered again: it need not wait for the disk
     SELECT set_config('synchronous_commit', 'off', true) AS mode
 )
-SELECT node_id, run_id, task_id, batch_id, attempt, kind, group_id,
-       extract(epoch FROM created_at)::float8, extract(epoch FROM deadline)::float8, tag, weight, mode
-FROM taken t
-CROSS JOIN LATERAL (SELECT kind, group_id, created_at, deadline FROM flq_state.batch
-                    WHERE batch_id = t.batch_id OFFSET 0) b
+SELECT node_id, run_id, task_id, batch_id, attempt, date_part('epoch', deadline), tag, weight, mode, NULL, NULL::bytea
+FROM taken
 CROSS JOIN late
 UNION ALL
--- what the process did not know: runs, and nodes that are not its own any more
-SELECT node_id, run_id, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL FROM fresh
+-- what the process did not know: batches and their messages, runs, and nodes that are not its own any more
+SELECT NULL, NULL, NULL, b.batch_id, branch, date_part('epoch', created_at), NULL, NULL, kind, group_id, manifest
+FROM (SELECT DISTINCT batch_id FROM taken WHERE batch_id <> ALL (%(known_batches)s::bigint[])) t
+JOIN flq_state.batch b ON b.batch_id = ANY (ARRAY[t.batch_id])
 UNION ALL
-SELECT node_id, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL FROM wanted WHERE NOT ours
+SELECT node_id, run_id, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL FROM fresh
+UNION ALL
+SELECT node_id, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL FROM wanted WHERE NOT ours
 
 -- name: claim_again
 -- What the first call of a retried claim has leased: the same rows, prolonged, and no other. Rows as those of `claim`.
@@ -134,15 +133,14 @@ WITH wanted AS MATERIALIZED (
     WHERE t.node_id = ANY (ARRAY[h.node_id]) AND t.run_id = ANY (ARRAY[h.run_id]) AND t.task_id = ANY (ARRAY[h.task_id])
     RETURNING t.node_id, t.run_id, t.task_id, t.batch_id, t.attempt
 )
-SELECT node_id, run_id, task_id, batch_id, attempt, kind, group_id,
-       extract(epoch FROM created_at)::float8, extract(epoch FROM deadline)::float8, NULL::float8, 1::float8
+SELECT node_id, run_id, task_id, t.batch_id, attempt, date_part('epoch', deadline), NULL::float8, NULL::float8, NULL, NULL,
+       NULL::bytea
 FROM taken t
-CROSS JOIN LATERAL (SELECT kind, group_id, created_at, deadline FROM flq_state.batch
-                    WHERE batch_id = t.batch_id OFFSET 0) b
-
--- name: broadcast_manifests
--- The messages that all nodes of a batch get, and the branch of each.
-SELECT batch_id, branch, manifest FROM flq_state.batch WHERE batch_id = ANY (%(batch_ids)s)
+CROSS JOIN LATERAL (SELECT deadline FROM flq_state.batch WHERE batch_id = t.batch_id OFFSET 0) b
+UNION ALL
+SELECT NULL, NULL, NULL, b.batch_id, branch, date_part('epoch', created_at), NULL, NULL, kind, group_id, manifest
+FROM (SELECT DISTINCT batch_id FROM taken WHERE batch_id <> ALL (%(known_batches)s::bigint[])) t
+JOIN flq_state.batch b ON b.batch_id = ANY (ARRAY[t.batch_id])
 
 -- name: own_manifests
 -- The messages that single tasks get.
