@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -18,6 +19,9 @@ LOOK_SECONDS = 0.2
 
 LEAST_SECONDS = 0.04
 """Between two looks, however much is announced."""
+
+LOOKING_SHARE = 0.1
+"""Which part of the time goes into looking at most: a look at a long run takes longer, and must not slow it down."""
 
 WAIT_SECONDS = 1.0
 OUTAGE_SECONDS = 120.0
@@ -53,12 +57,16 @@ def follow(door: Control, run: str, view: View, *, timeout: float | None, rounds
     """Show a run until it is finished; returns how it ended. Raises `TimeoutPassed`, the run goes on then."""
     watch = _Watch(run, timeout)
     cursor = FeedCursor()
+    since = 1
     while True:
         try:
             row = door.run(run)  # before the log: what a finished run has printed is there by then
             cursor = _show_log(door, run, cursor, view)
             if rounds:
-                view.rounds(row, door.rounds(run))
+                # at the end all of them, should one have come behind a later one
+                found = door.rounds(run, since=1 if row.status is RunStatus.FINISHED else since)
+                view.rounds(row, found)
+                since = _first_open(found, since)
             if row.status is RunStatus.FINISHED:
                 return row
             if row.running_at is None and watch.is_long() and (causes := door.waiting(run)):
@@ -74,8 +82,7 @@ def wait(door: Control, run: str, *, timeout: float | None) -> RunRow:
     watch = _Watch(run, timeout)
     while True:
         try:
-            row = door.run(run)
-            if row.status is RunStatus.FINISHED:
+            if door.finished(run) and (row := door.run(run)).status is RunStatus.FINISHED:
                 return row
             watch.check()
             watch.pause(door, WAIT_SECONDS)
@@ -87,7 +94,8 @@ class _Watch:
     def __init__(self, run: str, timeout: float | None) -> None:
         self._run = run
         self._timeout = timeout
-        self._begun = self._looked = time.monotonic()
+        self._begun = time.monotonic()
+        self._looking_since = math.inf  # the first look, which connects, says nothing of those to come
         self._lost_at: float | None = None
 
     def check(self) -> None:
@@ -101,11 +109,12 @@ class _Watch:
         return time.monotonic() - self._begun > _PATIENT_SECONDS
 
     def pause(self, door: Control, seconds: float) -> None:
-        if self._timeout is not None:
-            seconds = min(seconds, max(0.0, self._begun + self._timeout - time.monotonic()))
-        door.wait(seconds)
-        time.sleep(max(0.0, self._looked + LEAST_SECONDS - time.monotonic()))
-        self._looked = time.monotonic()
+        looked = time.monotonic()
+        least = max(LEAST_SECONDS, (looked - self._looking_since) * (1 / LOOKING_SHARE - 1))
+        left = math.inf if self._timeout is None else max(0.0, self._begun + self._timeout - looked)
+        door.wait(min(seconds, left))
+        time.sleep(max(0.0, looked + min(least, left) - time.monotonic()))
+        self._looking_since = time.monotonic()
 
     def bear(self, exc: Unreachable) -> None:
         now = time.monotonic()
@@ -115,6 +124,15 @@ class _Watch:
         if now - self._lost_at > OUTAGE_SECONDS:
             raise exc
         time.sleep(LOOK_SECONDS)
+
+
+def _first_open(rounds: Sequence[RoundRow], since: int) -> int:
+    """The first round that is still at work, or the next one."""
+    for found in rounds:
+        if found.status == "running":
+            return found.round
+        since = found.round + 1
+    return since
 
 
 def _show_log(door: Control, run: str, cursor: FeedCursor, view: View) -> FeedCursor:

@@ -5,7 +5,20 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from flq.errors import DatabaseUnreachable
-from flq.link import artifacts, attempts, events, inspect, lineage, logs, nodes, notify, objects, runs, schema
+from flq.link import (
+    artifacts,
+    attempts,
+    events,
+    inspect,
+    lineage,
+    logs,
+    nodes,
+    notify,
+    objects,
+    processes,
+    runs,
+    schema,
+)
 from flq.link.database import Database
 from flq.wire.ids import RunId
 from flq.wire.runs import (
@@ -20,8 +33,10 @@ from flq.wire.runs import (
     RoundRow,
     RunRow,
     Submission,
+    SuperExecRow,
     Table,
 )
+from flq.wire.status import RunStatus
 
 
 class DbControl:
@@ -55,13 +70,17 @@ class DbControl:
         """See `Control.run`."""
         return self._row(self.resolve(run))
 
+    def finished(self, run: str) -> bool:
+        """See `Control.finished`."""
+        return runs.info(self._db, self.resolve(run)).status is RunStatus.FINISHED
+
     def attempts(self, run: str) -> list[AttemptRow]:
         """See `Control.attempts`."""
         return attempts.listing(self._db, self.resolve(run))
 
-    def rounds(self, run: str) -> list[RoundRow]:
+    def rounds(self, run: str, *, since: int = 1) -> list[RoundRow]:
         """See `Control.rounds`."""
-        return runs.rounds(self._db, self.resolve(run))
+        return runs.rounds(self._db, self.resolve(run), since=since)
 
     def events(self, run: str) -> list[EventRow]:
         """See `Control.events`."""
@@ -99,6 +118,10 @@ class DbControl:
     def nodes(self) -> list[NodeRow]:
         """See `Control.nodes`."""
         return nodes.listing(self._db)
+
+    def superexecs(self) -> list[SuperExecRow]:
+        """See `Control.superexecs`."""
+        return processes.superexecs(self._db)
 
     def query(self, sql: str, parameters: Sequence[object] = ()) -> Table:
         """See `Control.query`."""

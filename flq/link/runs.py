@@ -189,10 +189,10 @@ def listing(db: Database, *, run_id: RunId | None = None, limit: int = 100) -> l
     return [_run_row(row) for row in rows]
 
 
-def rounds(db: Database, run_id: RunId) -> list[RoundRow]:
-    """The rounds of a run from 1 on."""
+def rounds(db: Database, run_id: RunId, *, since: int) -> list[RoundRow]:
+    """The rounds of a run from `since` on, which is 1 or more."""
     with db.connection() as connection:
-        rows = connection.execute(SQL["list_rounds"], {"run_id": run_id}).fetchall()
+        rows = connection.execute(SQL["list_rounds"], {"run_id": run_id, "since": since}).fetchall()
     fields = ("round", "status", "nodes", "tasks", "done", "errors", "duration")
     return [RoundRow(**dict(zip(fields, facts, strict=True)), metrics=metrics.numbers(found)) for *facts, found in rows]
 

@@ -14,6 +14,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
+from queue import SimpleQueue
 from typing import Final, Protocol
 
 import psycopg
@@ -130,20 +131,24 @@ class ChunkStore:
 
     def read(self, tx: Tx, object_hash: ObjectHash, into: memoryview) -> bytes:
         """See `ObjectStore.read`. Another thread hashes: the server would have to wait for a reader who does both."""
-        digest = hashlib.sha256()
+        if len(into) <= _HASHED_AT_ONCE:
+            self._receive(tx, object_hash, into, lambda _: None)
+            return hashlib.sha256(into).digest()
+        ends: SimpleQueue[int | None] = SimpleQueue()
         with ThreadPoolExecutor(1, "flq-hash") as hasher:
+            digest = hasher.submit(_hash_behind, into, ends)
+            try:
+                self._receive(tx, object_hash, into, ends.put)
+            except BaseException:
+                ends.put(None)
+                raise
+            return digest.result()
 
-            def alongside(part: memoryview) -> None:
-                hasher.submit(digest.update, part)
+    def _receive(self, tx: Tx, object_hash: ObjectHash, into: memoryview, arrived: Callable[[int], object]) -> None:
+        """Fill `into`, and call `arrived` with each place up to which it is filled.
 
-            at_once = len(into) <= _HASHED_AT_ONCE
-            self._receive(tx, object_hash, into, digest.update if at_once else alongside)
-        return digest.digest()
-
-    def _receive(
-        self, tx: Tx, object_hash: ObjectHash, into: memoryview, arrived: Callable[[memoryview], object]
-    ) -> None:
-        """Fill `into`. A row is a message of the protocol: its bytes are copied once, into their place."""
+        A row is a message of the protocol: its bytes are copied once, into their place.
+        """
         place = 0
         with tx.cursor() as cursor, cursor.copy(SQL["read_chunks"], {"object_hash": object_hash}) as copy:
             for message in copy:
@@ -154,8 +159,8 @@ class ChunkStore:
                 if end > len(into):
                     raise ObjectCorrupt(f"object {object_hash.hex()[:12]} has more bytes than it should")
                 into[place:end] = chunk
-                arrived(into[place:end])
                 place = end
+                arrived(place)
         if place != len(into):
             raise ObjectCorrupt(f"object {object_hash.hex()[:12]} has {place} of {len(into)} bytes")
 
@@ -291,6 +296,24 @@ def insert(tx: Tx, object_hash: ObjectHash, content: memoryview, sequences: list
         for n in sequences:
             chunk = content[n * CHUNK_BYTES : (n + 1) * CHUNK_BYTES]
             cursor.execute(SQL["insert_chunk"], {"object_hash": object_hash, "sequence": n, "data": chunk}, binary=True)
+
+
+def _hash_behind(content: memoryview, ends: SimpleQueue[int | None]) -> bytes:
+    """The sha256 of `content`, which another thread fills up to each of `ends`; None says that it has given up.
+
+    All that is there is hashed at once: for each piece, the two threads have to wait for the interpreter's lock.
+    """
+    digest = hashlib.sha256()
+    place = 0
+    while place < len(content):
+        end = ends.get()
+        while end is not None and not ends.empty():
+            end = ends.get()
+        if end is None:
+            break
+        digest.update(content[place:end])
+        place = end
+    return digest.digest()
 
 
 def _directory(tx: Tx) -> str | None:

@@ -51,7 +51,11 @@ class Batch(Base):
     """One push: messages of one type to a set of nodes. `manifest` is NULL when each node gets one of its own."""
 
     __tablename__ = "batch"
-    __table_args__ = (UniqueConstraint("run_id", "branch", "sequence"), CheckConstraint("tasks > 0", name="has_tasks"))
+    __table_args__ = (
+        UniqueConstraint("run_id", "branch", "sequence"),
+        CheckConstraint("tasks > 0", name="has_tasks"),
+        Index(None, "run_id", "round"),
+    )
 
     batch_id: Mapped[Id]
     run_id: Mapped[Ref] = mapped_column(ForeignKey(Run.run_id))

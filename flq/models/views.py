@@ -114,6 +114,19 @@ CROSS JOIN LATERAL (
 ) open
 """
 
+SUPEREXECS = """
+SELECT p.process_id, p.host, p.pid, p.version,
+       p.alive_until > clock_timestamp() AS online,
+       CASE WHEN p.alive_until > clock_timestamp() THEN p.jobs_missed < 3 END AS consuming,
+       p.slots,
+       (SELECT count(*) FROM flq_state.run_attempt a
+        WHERE a.process_id = p.process_id AND a.status <> 'ended') AS slots_taken,
+       p.consumed_at, p.jobs_missed, p.consumer_restarts,
+       nullif(p.alive_until, '-infinity') AS alive_until, p.started_at
+FROM flq_state.process p
+WHERE p.kind = 'superexec'
+"""
+
 METRICS = """
 SELECT r.name AS run, m.round, m.name, m.value, n.name AS node, m.recorded_at
 FROM flq_state.round_metric m
@@ -152,6 +165,7 @@ CROSS JOIN LATERAL (
 ) now
 CROSS JOIN LATERAL (
     SELECT count(*) FILTER (WHERE p.kind = 'superexec' AND p.alive_until > now.at) AS superexecs,
+           count(*) FILTER (WHERE p.kind = 'superexec' AND p.alive_until > now.at AND p.jobs_missed >= 3) AS deaf,
            count(*) FILTER (WHERE p.kind = 'superlink' AND p.alive_until > now.at) AS superlinks,
            coalesce(sum(p.slots) FILTER (WHERE p.kind = 'superexec' AND p.alive_until > now.at), 0) AS slots,
            max(p.alive_until) FILTER (WHERE p.kind = 'superexec' AND isfinite(p.alive_until)) AS superexec_seen,
@@ -230,7 +244,9 @@ CROSS JOIN LATERAL (
      coalesce(delay.reason, 'its job has not been published yet')),
     (8, 'job', now.published AND a.publications > 0 AND alive.superexecs > 0,
      format('no SuperExec has taken its job yet; published %s times, the last time %s s ago', a.publications,
-            ceil(extract(epoch FROM now.at - a.published_at)))),
+            ceil(extract(epoch FROM now.at - a.published_at)))
+     || CASE WHEN alive.deaf > 0 THEN format('; %s of %s SuperExecs take no jobs from the broker', alive.deaf,
+                                             alive.superexecs) ELSE '' END),
     (9, 'lease', now.abandoned,
      format('its SuperExec on %s has not renewed its lease for %s s: another attempt follows', holder.host,
             ceil(extract(epoch FROM now.at - a.lease_until)))),
@@ -268,6 +284,7 @@ VIEWS: dict[str, str] = {
     "rounds": ROUNDS,
     "tasks": TASKS,
     "nodes": NODES,
+    "superexecs": SUPEREXECS,
     "metrics": METRICS,
     "logs": LOGS,
     "events": EVENTS,

@@ -18,6 +18,7 @@ from flq.wire.runs import (
     RoundRow,
     RunRow,
     Submission,
+    SuperExecRow,
     Table,
 )
 
@@ -51,11 +52,14 @@ class Control(Protocol):
     def run(self, run: str) -> RunRow:
         """One run. Raises `RunUnknown`."""
 
+    def finished(self, run: str) -> bool:
+        """Whether a run is finished. Costs the same however long it has gone on. Raises `RunUnknown`."""
+
     def attempts(self, run: str) -> list[AttemptRow]:
         """The attempts of a run, in order. Raises `RunUnknown`."""
 
-    def rounds(self, run: str) -> list[RoundRow]:
-        """The rounds of a run from 1 on, in order. Raises `RunUnknown`."""
+    def rounds(self, run: str, *, since: int = 1) -> list[RoundRow]:
+        """The rounds of a run from `since` on, in order. Raises `RunUnknown`."""
 
     def events(self, run: str) -> list[EventRow]:
         """The history of a run, oldest first. Raises `RunUnknown`."""
@@ -86,6 +90,9 @@ class Control(Protocol):
 
     def nodes(self) -> list[NodeRow]:
         """Every node that the federation knows, by id."""
+
+    def superexecs(self) -> list[SuperExecRow]:
+        """Every SuperExec that the federation knows, the oldest first."""
 
     def query(self, sql: str, parameters: Sequence[object] = ()) -> Table:
         """Run one read-only statement on the views of schema `flq`. Raises `QueryError`."""

@@ -176,6 +176,23 @@ class NodeRow:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class SuperExecRow:
+    """One row of `flq.superexecs`. Whether it takes jobs from the broker (`consuming`) is known while it is online."""
+
+    process_id: str
+    host: str
+    pid: int
+    version: str
+    online: bool
+    consuming: bool | None
+    slots: int
+    slots_taken: int
+    consumed_at: datetime | None
+    jobs_missed: int
+    consumer_restarts: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class ProcessSpec:
     """A process instance that introduces itself. `process_id` is a fresh uuid4 in hex."""
 

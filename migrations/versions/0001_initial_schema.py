@@ -144,7 +144,13 @@ def upgrade() -> None:
         sa.Column("slots", sa.Integer(), nullable=False),
         _now("started_at"),
         sa.Column("alive_until", sa.DateTime(timezone=True), server_default=sa.text("'-infinity'"), nullable=False),
+        sa.Column("consumed_at", sa.DateTime(timezone=True), nullable=True),
+        sa.Column("jobs_missed", sa.Integer(), server_default="0", nullable=False),
+        sa.Column("consumer_restarts", sa.Integer(), server_default="0", nullable=False),
         sa.CheckConstraint("slots >= 0", name=op.f("ck_process_slots_not_negative")),
+        sa.CheckConstraint(
+            "jobs_missed >= 0 AND consumer_restarts >= 0", name=op.f("ck_process_consumption_not_negative")
+        ),
         sa.PrimaryKeyConstraint("process_id", name=op.f("pk_process")),
         schema="flq_state",
         postgresql_with={"fillfactor": 50},
@@ -395,6 +401,7 @@ def upgrade() -> None:
         sa.UniqueConstraint("run_id", "branch", "sequence", name=op.f("uq_batch_run_id_branch_sequence")),
         schema="flq_state",
     )
+    op.create_index(op.f("ix_batch_run_id_round"), "batch", ["run_id", "round"], unique=False, schema="flq_state")
     op.create_table(
         "checkpoint",
         sa.Column("checkpoint_id", sa.BigInteger(), sa.Identity(always=True), nullable=False),
@@ -551,6 +558,7 @@ def downgrade() -> None:
     op.drop_table("step", schema="flq_state")
     op.drop_table("node_list", schema="flq_state")
     op.drop_table("checkpoint", schema="flq_state")
+    op.drop_index(op.f("ix_batch_run_id_round"), table_name="batch", schema="flq_state")
     op.drop_table("batch", schema="flq_state")
     op.drop_table("artifact", schema="flq_state")
     op.drop_index(

@@ -38,6 +38,7 @@ def test_runs_come_newest_first_and_at_most_as_many_as_asked_for(house: House):
 
 CALLS: dict[str, Callable[[Control], object]] = {
     "run": lambda control: control.run("nobody"),
+    "finished": lambda control: control.finished("nobody"),
     "attempts": lambda control: control.attempts("nobody"),
     "rounds": lambda control: control.rounds("nobody"),
     "events": lambda control: control.events("nobody"),
@@ -58,7 +59,9 @@ def test_a_run_that_does_not_exist_is_said_to(house: House, call: str):
 def test_a_pending_run_is_stopped_at_once_and_a_finished_one_stays_as_it_is(house: House):
     control = house.control()
     name = control.submit(act.submission()).name
+    assert not control.finished(name)
     stopped = control.stop(name, actor="ada", reason="enough")
+    assert control.finished(name)
     assert (stopped.status, stopped.outcome, stopped.reason) == (RunStatus.FINISHED, Outcome.STOPPED, "enough")
     assert control.stop(name, actor="bob", reason="again") == control.run(name)
     assert [(event.event, event.actor) for event in control.events(name)] == [("submitted", "ada"), ("stopped", "ada")]

@@ -21,6 +21,7 @@ from flq.wire.runs import (
     RoundRow,
     RunRow,
     Submission,
+    SuperExecRow,
     Table,
 )
 from flq.wire.status import AttemptStatus, Outcome, RunStatus
@@ -79,6 +80,19 @@ NODE = NodeRow(
     tasks_leased=1,
     last_seen_at=THEN,
 )
+SUPEREXEC = SuperExecRow(
+    process_id="5e" * 16,
+    host="vm",
+    pid=98,
+    version="0.1",
+    online=True,
+    consuming=True,
+    slots=4,
+    slots_taken=1,
+    consumed_at=THEN,
+    jobs_missed=0,
+    consumer_restarts=0,
+)
 ATTEMPT = AttemptRow(
     attempt=1,
     status=AttemptStatus.ENDED,
@@ -107,7 +121,9 @@ class ControlDouble:
         self.rows = list(rows or (RUN,))
         self.pages: list[Sequence[LogLine]] = list(pages)
         self.round_rows = list(rounds)
+        self.asked_since: list[int] = []
         self.node_rows = [NODE]
+        self.superexec_rows = [SUPEREXEC]
         self.files = {"model.bin": b"weights", "plots/loss.txt": b"", "../evil": b"x"}
         self.stored = ["model.bin", "plots/loss.txt"]
         self.submitted: list[Submission] = []
@@ -134,11 +150,15 @@ class ControlDouble:
             raise RunUnknown(f"there is no run {run!r}", hint="`flq ls` lists the runs")
         return self.rows.pop(0) if len(self.rows) > 1 else self.rows[0]
 
+    def finished(self, run: str) -> bool:
+        return self.run(run).status is RunStatus.FINISHED
+
     def attempts(self, run: str) -> list[AttemptRow]:
         return [ATTEMPT]
 
-    def rounds(self, run: str) -> list[RoundRow]:
-        return self.round_rows
+    def rounds(self, run: str, *, since: int = 1) -> list[RoundRow]:
+        self.asked_since.append(since)
+        return [found for found in self.round_rows if found.round >= since]
 
     def events(self, run: str) -> list[EventRow]:
         return [EventRow(at=THEN, event="submitted", actor="ada", reason=None)]
@@ -180,6 +200,9 @@ class ControlDouble:
 
     def nodes(self) -> list[NodeRow]:
         return self.node_rows
+
+    def superexecs(self) -> list[SuperExecRow]:
+        return self.superexec_rows
 
     def query(self, sql: str, parameters: Sequence[object] = ()) -> Table:
         self.queries.append(sql)

@@ -53,6 +53,15 @@ def test_the_private_memory_of_a_process_is_noted():
     held.close()
 
 
+def test_memory_that_others_may_map_is_not_private():
+    before = endurance.private_bytes(os.getpid())
+    held = mmap.mmap(-1, 8 * MB, flags=mmap.MAP_SHARED | mmap.MAP_ANONYMOUS)
+    for page in range(0, len(held), mmap.PAGESIZE):
+        held[page] = 1  # nobody else has touched it
+    assert endurance.private_bytes(os.getpid()) - before < MB
+    held.close()
+
+
 @pytest.mark.parametrize(
     ("arguments", "name"),
     [

@@ -18,7 +18,7 @@ from flq.errors import IllegalTransition
 from flq.models.views import VIEWS as MODELS_VIEWS
 from flq.wire.runs import EventRow, RunRow
 from flq.wire.status import RunStatus
-from tests.unit.cli_double import DONE, FAILED, NODE, RUN, THEN, ControlDouble, line
+from tests.unit.cli_double import DONE, FAILED, NODE, RUN, SUPEREXEC, THEN, ControlDouble, line
 
 Invoke = Callable[..., Result]
 
@@ -441,6 +441,16 @@ def test_a_federation_with_a_dsn_is_not_ours_to_start(invoke: Invoke):
 def test_status_of_a_federation_elsewhere(invoke: Invoke):
     assert invoke("status").stdout == "environment: reachable, 1 of 1 nodes online\n"
     assert data(invoke("status", "--json"))["online"] == 1
+
+
+def test_status_tells_of_superexecs_that_take_no_jobs(invoke: Invoke, door: ControlDouble):
+    lost = replace(SUPEREXEC, host="west", online=False, consuming=None)
+    door.superexec_rows = [SUPEREXEC, lost, replace(SUPEREXEC, host="east", pid=7, consuming=False)]
+    result = invoke("status")
+    assert (result.exit_code, result.stdout) == (1, "environment: reachable, 1 of 1 nodes online\n")
+    assert "takes no jobs from the broker: on east, pid 7" in result.stderr
+    answer = json.loads(invoke("status", "--json").stdout)
+    assert (answer["error"]["code"], answer["data"]["online"]) == ("superexec_deaf", 1)
 
 
 @pytest.mark.parametrize("name", ["superlink", "superexec", "monitor"])

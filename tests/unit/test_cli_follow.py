@@ -63,6 +63,12 @@ def test_a_round_is_told_once_when_it_has_finished(capsys: pytest.CaptureFixture
     assert capsys.readouterr().err == "round 1/3  2 nodes  loss 0.5  accuracy 0.8123  1 errors  120 ms\n"
 
 
+def test_rounds_that_are_over_are_not_asked_for_again_until_the_end():
+    door = ControlDouble(RUN, RUN, DONE, rounds=[ROUND, replace(ROUND, round=2), replace(SECOND, round=3)])
+    follow(door, "brave-otter", StreamView(), timeout=None)
+    assert door.asked_since == [1, 3, 1]
+
+
 def test_a_log_that_is_followed_has_everything_on_stdout(capsys: pytest.CaptureFixture[str]):
     view = LogView()
     follow(ControlDouble(DONE, pages=[[line("a"), line("b", "node-1")]]), "brave-otter", view, timeout=None)

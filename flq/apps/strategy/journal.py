@@ -184,4 +184,5 @@ def _result(content: RecordDict, index: int) -> Result:
         for attribute, metrics in zip(_HISTORIES, found, strict=True):
             if metrics is not None:
                 getattr(result, attribute)[server_round] = MetricRecord(metrics)
+        result.pack()
     return result

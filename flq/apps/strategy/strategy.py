@@ -162,6 +162,7 @@ class _Training:
         metrics = history(server=self._evaluate_on_server(0, progress.result))
         progress.state = self.strategy.save_state()
         self.journal.commit(progress, metrics)
+        progress.result.pack()
         if metrics:
             log(INFO, "initial model: %s", _spelled(metrics))
         return progress
@@ -174,6 +175,7 @@ class _Training:
         progress.round, progress.state = server_round, self.strategy.save_state()
         metrics = history(server=measured, train=trained, evaluate=evaluated)
         self.journal.commit(progress, metrics)
+        result.pack()
         return metrics
 
     def _train(self, server_round: int, result: Result) -> MetricRecord | None:

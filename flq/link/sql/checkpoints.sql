@@ -32,7 +32,8 @@ SELECT (SELECT count(*) FROM made), EXISTS (SELECT FROM taken WHERE kind = 'push
 -- three checkpoints, for replies that came in late, and to what an earlier commit has left open; the rest goes when the run
 -- has completed. The pins that have passed are for the collector.
 WITH run AS (
-    SELECT keep_replies, nullif(coalesce(keep_checkpoints, 3), 0) AS keep FROM flq_state.run WHERE run_id = %(run_id)s
+    SELECT branch, keep_replies, nullif(coalesce(keep_checkpoints, 3), 0) AS keep
+    FROM flq_state.run WHERE run_id = %(run_id)s
 ), since AS (
     SELECT coalesce(min(next_sequence), 0) AS sequence
     FROM (
@@ -45,7 +46,9 @@ WITH run AS (
 ), over AS MATERIALIZED (
     SELECT b.batch_id
     FROM flq_state.batch b
-    WHERE b.run_id = %(run_id)s AND b.sequence < %(next_sequence)s AND b.sequence >= %(first_sequence)s
+    WHERE b.run_id = %(run_id)s
+      AND b.branch = ANY (ARRAY(SELECT generate_series(0, branch) FROM run))  -- or all its batches would be looked at
+      AND b.sequence < %(next_sequence)s AND b.sequence >= %(first_sequence)s
       AND b.sequence >= least((SELECT sequence FROM since), %(open_from)s::bigint)
       AND b.batch_id <> ALL (%(open_batches)s::bigint[])
       AND NOT (SELECT keep_replies FROM run)
@@ -61,14 +64,16 @@ WITH run AS (
     WHERE o.run_id = %(run_id)s AND o.holder = 'result' AND o.holder_id = s.task_id
     RETURNING o.object_hash
 ), old AS (
+    -- each commit makes one more than are kept, so the next one is looked at, not all that were released long ago
     UPDATE flq_state.checkpoint c
     SET state = NULL
-    WHERE c.run_id = %(run_id)s AND c.state IS NOT NULL
-      AND c.round <= (SELECT k.round FROM flq_state.checkpoint k
-                      WHERE k.run_id = %(run_id)s AND (SELECT keep FROM run) IS NOT NULL
-                      ORDER BY k.round DESC
-                      OFFSET (SELECT keep FROM run)
-                      LIMIT 1)
+    WHERE c.state IS NOT NULL
+      AND c.checkpoint_id = ANY (ARRAY(
+          SELECT k.checkpoint_id FROM flq_state.checkpoint k
+          WHERE k.run_id = %(run_id)s AND (SELECT keep FROM run) IS NOT NULL
+          ORDER BY k.round DESC
+          OFFSET (SELECT keep FROM run)
+          LIMIT 3))
     RETURNING c.checkpoint_id
 ), saved AS (
     DELETE FROM flq_state.object_ref o

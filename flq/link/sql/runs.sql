@@ -110,8 +110,11 @@ ORDER BY run_id DESC
 LIMIT %(limit)s
 
 -- name: list_rounds
--- The rounds of a run from 1 on.
-SELECT round, status, nodes, tasks, done, errors, duration, metrics FROM flq.rounds WHERE run_id = %(run_id)s ORDER BY round
+-- The rounds of a run from one on.
+SELECT round, status, nodes, tasks, done, errors, duration, metrics
+FROM flq.rounds
+WHERE run_id = %(run_id)s AND round >= %(since)s
+ORDER BY round
 
 -- name: why_waiting
 -- What keeps a run from going on, what weighs most first.

@@ -88,8 +88,11 @@ WITH RECURSIVE asked AS MATERIALIZED (
     JOIN flq_state.run f ON f.forked_from = p.fork_id
 ), living AS MATERIALIZED (
     SELECT r.run_id, r.branch, r.keep_checkpoints IS NOT DISTINCT FROM 0 AS keeps_all,
-           (SELECT coalesce(max(c.next_sequence), 0) FROM flq_state.checkpoint c
-            WHERE c.run_id = r.run_id AND c.branch = r.branch AND c.first_sequence IS NOT NULL) AS repeated_from
+           coalesce(r.keep_checkpoints, 3) AS keep,
+           coalesce((SELECT c.next_sequence FROM flq_state.checkpoint c
+                     WHERE c.run_id = r.run_id AND c.branch = r.branch AND c.first_sequence IS NOT NULL
+                     ORDER BY c.round DESC
+                     LIMIT 1), 0) AS repeated_from
     FROM flq_state.run r
     WHERE r.run_id IN (SELECT run_id FROM asked UNION SELECT fork_id FROM fork)
       AND (r.finished_at IS NULL OR r.finished_at > clock_timestamp() - make_interval(secs => %(ended)s))
@@ -99,7 +102,15 @@ WITH RECURSIVE asked AS MATERIALIZED (
     UNION
     SELECT c.run_id, c.branch, c.next_sequence
     FROM living l
-    JOIN flq_state.checkpoint c ON c.run_id = l.run_id AND c.state IS NOT NULL AND NOT l.keeps_all
+    CROSS JOIN LATERAL (
+        -- only the newest few have a state
+        SELECT c.run_id, c.branch, c.next_sequence, c.state IS NOT NULL AS is_kept
+        FROM flq_state.checkpoint c
+        WHERE c.run_id = l.run_id
+        ORDER BY c.round DESC
+        LIMIT l.keep
+    ) c
+    WHERE c.is_kept AND NOT l.keeps_all
     UNION
     SELECT c.run_id, c.branch, c.next_sequence
     FROM fork f
