@@ -23,6 +23,9 @@ BULK = 1000
 """How many tasks are pushed with one statement."""
 
 BROADCASTS = (1_000, 10_000)
+HOSTED = 10
+"""How many nodes a SuperNode hosts at most where tasks are claimed."""
+
 QUICK_PART = 8
 """So many times less is done in quick measurements."""
 
@@ -43,7 +46,7 @@ class Drain:
     theirs: int
     tasks: int
     their_tasks: int
-    goal: float
+    goal: float | None = None
 
     @property
     def name(self) -> str:
@@ -60,6 +63,7 @@ DRAINS = (
     Drain("pgqueuer", batch=100, theirs=100, tasks=60_000, their_tasks=32_000, goal=2),
     Drain("pgmq", batch=100, theirs=100, tasks=60_000, their_tasks=80_000, goal=0.7),
     Drain("celery", batch=1, theirs=1, tasks=6_000, their_tasks=3_200, goal=2),
+    Drain("celery", batch=10, theirs=1, tasks=24_000, their_tasks=3_200),
 )
 PUSHES = {"procrastinate": 20_000, "pgqueuer": 40_000, "pgmq": 60_000}
 OUR_PUSHES = 80_000
@@ -73,7 +77,7 @@ BROADCAST_TASKS = 200_000
 
 GOALS = (
     Goal(BULK_CELL.format("procrastinate"), "push", ratio=10),
-    *(Goal(drain.name, "done", ratio=drain.goal) for drain in DRAINS),
+    *(Goal(drain.name, "done", ratio=drain.goal) for drain in DRAINS if drain.goal is not None),
     Goal(LIFE, "life", at_least=25_000),
     *(Goal(BROADCAST_CELL.format(nodes), "push", at_least=150_000) for nodes in BROADCASTS),
 )
@@ -110,8 +114,8 @@ def _settings() -> dict[str, Any]:
         "processes_of_a_side": f"{PROCESSES}; one of them pushes, all of them claim",
         "tasks_of_a_push": BULK,
         "postgresql": SETTINGS,
-        "flq": "DbFleet and DbGrid, by SuperNodes that each host as many nodes as they claim tasks at once; a call of a"
-        " function for each task; result, attempt and reply are stored; all but claims waits for the disk",
+        "flq": f"DbFleet and DbGrid, by SuperNodes that each host {HOSTED} nodes, or one where they claim by 1; a call of"
+        " a function for each task; result, attempt and reply are stored; all but claims waits for the disk",
         "procrastinate": "concurrency 10 in each process, an async function for each job, done jobs stay; batch_defer",
         "pgqueuer": "asyncpg and uvloop, drain mode, an async function for each job, its log is kept",
         "pgmq": "its SQL file; read and archive, prepared, from a loop; a call of a function for each message",
@@ -160,7 +164,7 @@ def _flq_push(servers: Servers, tasks: int) -> Iterator[Measure]:
 
 @contextmanager
 def _flq_drain(servers: Servers, tasks: int, batch: int) -> Iterator[Measure]:
-    with _connected(servers, batch) as (crew, hosted):
+    with _connected(servers, min(batch, HOSTED)) as (crew, hosted):
         nodes = [node for one_of_each in zip(*hosted, strict=True) for node in one_of_each]
         tasks -= tasks % len(nodes)  # equally many for each
 
@@ -174,7 +178,7 @@ def _flq_drain(servers: Servers, tasks: int, batch: int) -> Iterator[Measure]:
 
 @contextmanager
 def _flq_life(servers: Servers, tasks: int) -> Iterator[Measure]:
-    with _connected(servers, LIFE_BATCH) as (crew, _):
+    with _connected(servers, HOSTED) as (crew, _):
         tasks -= tasks % (PROCESSES * LIFE_BATCH)
 
         def measure() -> Values:
