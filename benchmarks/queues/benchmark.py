@@ -114,8 +114,8 @@ def _settings() -> dict[str, Any]:
         "processes_of_a_side": f"{PROCESSES}; one of them pushes, all of them claim",
         "tasks_of_a_push": BULK,
         "postgresql": SETTINGS,
-        "flq": f"DbFleet and DbGrid, by SuperNodes that each host {HOSTED} nodes, or one where they claim by 1; a call of"
-        " a function for each task; result, attempt and reply are stored; all but claims waits for the disk",
+        "flq": f"DbFleet and DbGrid, by SuperNodes that each host {HOSTED} nodes, or one where they claim by 1; a call"
+        " of a function for each task; result, attempt and reply are stored; all but claims waits for the disk",
         "procrastinate": "concurrency 10 in each process, an async function for each job, done jobs stay; batch_defer",
         "pgqueuer": "asyncpg and uvloop, drain mode, an async function for each job, its log is kept",
         "pgmq": "its SQL file; read and archive, prepared, from a loop; a call of a function for each message",
