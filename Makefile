@@ -13,7 +13,7 @@ demo: $(VENV)/.demo  ## Train examples/digits on 10 nodes for 10 rounds, on an e
 	@$(BIN)/flq run examples/digits --nodes 10 --run-config num-rounds=10 --stream
 
 test: $(VENV)/.dev  ## Run all tests: real Postgres, real Valkey, real processes
-	$(BIN)/python -m pytest --numprocesses 6 --dist loadfile --no-loadscope-reorder
+	$(BIN)/python -m pytest --numprocesses 4 --dist loadfile --no-loadscope-reorder
 
 lint: $(VENV)/.dev  ## Check format, lint rules, types and import contracts
 	$(BIN)/ruff format --check .
