@@ -100,7 +100,7 @@ def _arrays(replies: Sequence[Reply]) -> dict[str, bytes]:
         **columns([reply.key for reply in replies]),
         "statuses": texts([reply.status for reply in replies]),
         "error_codes": smallints([reply.error_code for reply in replies]),
-        "error_texts": texts([_text(reply.error_text) if reply.error_text else reply.error_text for reply in replies]),
+        "error_texts": texts([_text(reply.error_text) for reply in replies]),
         "manifests": byteas([reply.manifest if reply.status is ResultStatus.OK else None for reply in replies]),
         "metrics": texts([json.dumps(metrics.finite(reply.metrics)) if reply.metrics else None for reply in replies]),
         "payload_bytes": bigints([reply.payload_bytes for reply in replies]),
@@ -128,9 +128,9 @@ def _said(exc: psycopg.Error) -> str:
     return exc.diag.message_primary or str(exc)
 
 
-def _text(value: str) -> str:
+def _text(value: str | None) -> str | None:
     """Text that PostgreSQL takes: it has no NUL."""
-    return value.replace("\0", "\N{SYMBOL FOR NULL}")
+    return None if value is None else value.replace("\0", "\N{SYMBOL FOR NULL}")
 
 
 def _result(row: tuple[Any, ...]) -> Result:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 
@@ -10,6 +13,9 @@ from flq.link import notify
 from flq.link.database import Database
 from tests.integration.link_acts import Doors
 from tests.integration.queue_scene import Ear, Scene
+
+if TYPE_CHECKING:
+    from tests.integration.exec_acts import Broker
 
 
 @pytest.fixture
@@ -33,3 +39,14 @@ def ear(dsn: str, db: Database, scene: Scene) -> Iterator[Ear]:
     found.heard()
     yield found
     found.close()
+
+
+@pytest.fixture
+def valkey() -> Iterator[Broker]:
+    """A Valkey of the test's own, which may be killed and frozen."""
+    from tests.integration.exec_acts import Broker  # imports Celery, which most tests here do without
+
+    with tempfile.TemporaryDirectory(prefix="flq-broker-") as folder:  # a socket's path must be short
+        found = Broker(Path(folder))
+        yield found
+        found.kill()

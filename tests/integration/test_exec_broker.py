@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import subprocess
-import tempfile
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -26,14 +25,6 @@ from tests.integration.exec_acts import Broker, project, submission
 from tests.waiting import eventually
 
 JOB = Job(run_id=RunId(1), name="nobody", attempt=1, job_id="job")
-
-
-@pytest.fixture
-def valkey() -> Iterator[Broker]:
-    with tempfile.TemporaryDirectory(prefix="flq-broker-") as folder:  # a socket's path must be short
-        found = Broker(Path(folder))
-        yield found
-        found.kill()
 
 
 @pytest.fixture

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Callable, Iterator
 from datetime import datetime
 from pathlib import Path
@@ -53,14 +52,6 @@ def start(dsn: str, broker: str, db: Database, tmp_path: Path) -> Iterator[Start
     yield begin
     for superexec in started:
         superexec.stop()
-
-
-@pytest.fixture
-def valkey() -> Iterator[Broker]:
-    with tempfile.TemporaryDirectory(prefix="flq-broker-") as folder:  # a socket's path must be short
-        found = Broker(Path(folder))
-        yield found
-        found.kill()
 
 
 def seen(superexec: SuperExec) -> SuperExecRow:

@@ -112,6 +112,15 @@ def test_an_answer_to_many_replies_says_what_became_of_each(scene: Scene):
     assert len(verdicts) == 4
 
 
+def test_of_a_task_twice_in_a_flush_the_first_reply_is_applied(scene: Scene):
+    pushed = scene.push(0, scene.nodes[0])
+    (lease,) = scene.claim().values()
+    verdicts = scene.fleet.submit([act.reply(lease, b"first"), act.reply(lease, b"second")])
+    assert verdicts == {lease.key.task_id: Verdict.DUPLICATE}
+    (found,) = scene.grids[0].results(scene.grids[0].arrived([pushed.batch_id], FeedCursor()).keys)
+    assert found.manifest == b"first"
+
+
 def test_a_task_twice_in_a_flush_is_late_once_when_it_is_late(scene: Scene):
     scene.push(0, scene.nodes[0])
     (lease,) = scene.claim().values()
