@@ -8,6 +8,7 @@ import signal
 import subprocess
 import tempfile
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from pathlib import Path
 
 import psycopg
@@ -18,12 +19,25 @@ from flq.link.database import Database
 from flq.local import federation
 from flq.local.process import python, python_environment
 from flq.local.state import Addresses
+from tests.scratch import in_memory
 from tests.waiting import eventually
 
 NUMBERS = itertools.count()
 
 # A shell starts what runs in its background with Ctrl-C ignored, and so would be all that the tests start.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+
+SCRATCH = ExitStack()
+
+
+def pytest_configure() -> None:
+    """Of the processes that share the tests, the first one says where temporary files go."""
+    SCRATCH.enter_context(in_memory())
+
+
+def pytest_unconfigure() -> None:
+    """Remove them."""
+    SCRATCH.close()
 
 
 @pytest.fixture(scope="session")

@@ -8,24 +8,23 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Callable, Sequence
-from typing import Final, TypeVar
+from functools import lru_cache
+from typing import TYPE_CHECKING, Final, TypeVar
 
-import numpy as np
 import psycopg
 from psycopg.abc import Buffer
 from psycopg.adapt import Dumper
 from psycopg.pq import Format
+
+if TYPE_CHECKING:
+    import numpy as np
 
 _HEADER: Final = struct.Struct("!5i")  # dimensions, has nulls, element type, length, lower bound
 _LENGTH: Final = struct.Struct("!i")
 _EMPTY: Final = struct.Struct("!3i")
 _SMALLINT: Final = struct.Struct("!h")
 _NULL: Final = _LENGTH.pack(-1)
-_BIGINT_CELL: Final = np.dtype([("length", ">i4"), ("value", ">i8")])
-_DOUBLE_CELL: Final = np.dtype([("length", ">i4"), ("value", ">f8")])
-_BIGINT: Final = struct.Struct("!iq")
-_DOUBLE: Final = struct.Struct("!id")
-_FEW: Final = 8  # up to so many cells, numpy takes longer to begin than to do it
+_FEW: Final = 32  # up to so many cells, numpy takes longer to begin than to do it
 _INT2, _INT8, _FLOAT8, _TEXT, _BYTEA = 21, 20, 701, 25, 17
 
 
@@ -60,12 +59,12 @@ class Byteas(_Array):
 
 def bigints(values: Sequence[int]) -> Bigints:
     """`values` as `bigint[]`."""
-    return Bigints(_fixed(values, _INT8, _BIGINT, _BIGINT_CELL))
+    return Bigints(_fixed(values, _INT8, "q"))
 
 
 def doubles(values: Sequence[float]) -> Doubles:
     """`values` as `double precision[]`."""
-    return Doubles(_fixed(values, _FLOAT8, _DOUBLE, _DOUBLE_CELL))
+    return Doubles(_fixed(values, _FLOAT8, "d"))
 
 
 def smallints(values: Sequence[int | None]) -> Smallints:
@@ -83,16 +82,38 @@ def byteas(values: Sequence[bytes | None]) -> Byteas:
     return Byteas(_varying(values, _BYTEA, bytes))
 
 
-def _fixed(values: Sequence[float], element: int, cell: struct.Struct, kind: np.dtype[np.void]) -> bytes:
+def _fixed(values: Sequence[float], element: int, kind: str) -> bytes:
     if not values:
         return _EMPTY.pack(0, 0, element)
     header = _HEADER.pack(1, 0, element, len(values), 1)
-    if len(values) <= _FEW:
-        return header + b"".join([cell.pack(8, value) for value in values])
-    cells = np.empty(len(values), kind)
+    return header + (_few(values, kind) if len(values) <= _FEW else _many(values, kind))
+
+
+def _few(values: Sequence[float], kind: str) -> bytes:
+    cells = [8, 8] * len(values)
+    cells[1::2] = values  # type: ignore[assignment]  # a list of what is packed, whole or not
+    return _cells(kind, len(values)).pack(*cells)
+
+
+@lru_cache(maxsize=2 * _FEW)
+def _cells(kind: str, count: int) -> struct.Struct:
+    return struct.Struct("!" + f"i{kind}" * count)
+
+
+def _many(values: Sequence[float], kind: str) -> bytes:
+    import numpy as np  # commands that show a list need none, and it takes 0.1 s
+
+    cells = np.empty(len(values), _cell_type(kind))
     cells["length"] = 8
     cells["value"] = values
-    return header + cells.tobytes()
+    return cells.tobytes()
+
+
+@lru_cache
+def _cell_type(kind: str) -> np.dtype[np.void]:
+    import numpy as np
+
+    return np.dtype([("length", ">i4"), ("value", np.dtype(kind).newbyteorder(">"))])
 
 
 def _varying(values: Sequence[T | None], element: int, packed: Callable[[T], bytes]) -> bytes:
