@@ -8,7 +8,7 @@ import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import TypeVar
 
@@ -20,6 +20,7 @@ from flq.apps.outbox import Parcel, parcels
 from flq.errors import AppError, ObjectCorrupt, ObjectsMissing
 from flq.failpoints import reach
 from flq.wire import mapped
+from flq.wire.array import Array
 from flq.wire.codec import decode, encode
 from flq.wire.grid import Checkpoint, GridNode, Pushed
 from flq.wire.grid import Grid as Door
@@ -232,6 +233,20 @@ class Grid:
         self._stepped(repeated=repeated)
         self._pushed_at = {batch_id: at for batch_id, at in self._pushed_at.items() if batch_id in open_batches}
         self._open_from = min(self._pushed_at.values(), default=None)
+
+    def stored(self, array: Array) -> Array:
+        """An array of a commit without its bytes: they are read from where the commit has put them.
+
+        For one of more than 64 KiB, which a commit stores as an object, as long as the newest commit has it.
+        """
+        digest, nbytes = array.digest, array.nbytes
+        return Array.lazy(
+            dtype=array.dtype,
+            shape=array.shape,
+            load=partial(self._fetch, digest, nbytes),
+            nbytes=nbytes,
+            digest=digest,
+        )
 
     def last_checkpoint(self) -> SavedRound | None:
         """The newest committed round of the run, or None.

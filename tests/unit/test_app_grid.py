@@ -455,6 +455,19 @@ class TestRounds:
         again.continue_at(saved.position)
         assert again.sequence == 2
 
+    def test_a_committed_array_is_read_from_the_store_when_it_is_touched(self) -> None:
+        door = GridDouble(echo)
+        grid, content = Grid(door), model(4.0)
+        array = content.array_records["arrays"]["0"]
+        grid.commit_round(1, content, {})
+        stored = grid.stored(array)
+        assert not stored.loaded
+        grid.commit_round(2, RecordDict({"arrays": ArrayRecord({"0": stored})}), {})
+        assert door.calls["read"] == 0
+        assert (stored.numpy() == 4.0).all()
+        assert door.calls["read"] == 1
+        assert stored == array
+
     def test_trainings_of_one_run_count_their_rounds_on(self) -> None:
         door = GridDouble(echo)
         grid = Grid(door)

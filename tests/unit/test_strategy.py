@@ -13,6 +13,7 @@ from flq.apps.strategy.grids import DurableGrid, MessageGrid
 from flq.apps.strategy.history import history
 from flq.errors import AttemptFenced, StrategyError
 from flq.wire.grid import Checkpoint
+from flq.wire.ids import ObjectHash
 from tests.grid_double import Answer, GridDouble, nodes_of
 
 
@@ -190,6 +191,14 @@ class Breaking(GridDouble):
 
     left: tuple[str, int] | None = None
 
+    def __init__(self, answer: Answer, **options: Any) -> None:
+        super().__init__(answer, **options)
+        self.sizes_read: set[int] = set()
+
+    def read(self, object_hash: ObjectHash, into: memoryview) -> None:
+        self.sizes_read.add(len(into))
+        super().read(object_hash, into)
+
     def _count(self, name: str) -> None:
         if self.left is not None and self.left[0] == name:
             self.left = (name, self.left[1] - 1) if self.left[1] else None
@@ -231,6 +240,24 @@ class TestRestart:
         assert [saved.round for saved in door.checkpoints] == [0, 1, 2, 3]
         assert door.metrics == undisturbed.metrics
         assert len(door.done) == 12  # no node did anything twice
+
+    def test_a_long_history_comes_back_and_is_read_for_that_only(self) -> None:
+        def long(server_round: int, _arrays: ArrayRecord) -> MetricRecord:
+            return MetricRecord({"loss": 0.5, "per-class": [server_round + 0.123456789] * 4000})
+
+        def train(door: GridDouble) -> Result:
+            return FedAvg().start(Grid(door), START, num_rounds=6, evaluate_fn=long)
+
+        expected = train(GridDouble(ANSWER))
+        door = Breaking(ANSWER)
+        door.left = ("after commit", 5)
+        with pytest.raises(Interrupted):
+            train(door)
+        model = START["0"].nbytes
+        assert sum(len(content) != model for content in door.stored.values()) >= 2, "pages are objects"
+        assert door.sizes_read == {model}
+        assert train(door) == expected
+        assert door.sizes_read > {model}
 
     def test_the_initial_model_is_that_of_the_first_attempt(self) -> None:
         door = Breaking(ANSWER)

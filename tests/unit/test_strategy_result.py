@@ -20,7 +20,7 @@ ROUNDS = 2000
 
 values = st.integers(-(1 << 63), (1 << 64) - 1) | st.floats(allow_nan=False) | st.lists(st.integers(0, 9), max_size=3)
 records = st.dictionaries(st.sampled_from(["loss", "accuracy", "n"]), values, max_size=3).map(MetricRecord)
-rounds = st.integers(0, 6)
+rounds = st.integers(0, 9)
 Step = Callable[[RoundMetrics, dict[int, MetricRecord]], None]
 
 
@@ -61,7 +61,7 @@ def test_whatever_is_done_with_it_is_done_with_a_dict(done: list[Step]):
         step(metrics, model)
         assert list(metrics) == list(model)
         assert len(metrics) == len(model)
-        assert [number in metrics for number in range(7)] == [number in model for number in range(7)]
+        assert [number in metrics for number in range(10)] == [number in model for number in range(10)]
     assert [*reversed(metrics)] == [*reversed(model)]
     assert repr(metrics) == repr(model)
     assert metrics == model
@@ -116,7 +116,7 @@ def test_packed_rounds_take_little_memory():
         after, _ = tracemalloc.get_traced_memory()
     finally:
         tracemalloc.stop()
-    assert (after - before) / ROUNDS < 150
+    assert (after - before) / ROUNDS < 50, "two numbers of each of two records in 8 bytes, and room to grow"
     assert result.train_metrics_clientapp[ROUNDS] == {"loss": 1 / ROUNDS, "num-examples": ROUNDS}
 
 

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Protocol, runtime_checkable
 
 from flq.apps.grid import SavedRound, Training
+from flq.wire.array import Array
 from flq.wire.grid import GridNode
 from flq.wire.message import Message
 from flq.wire.records import ConfigRecord, RecordDict
@@ -36,6 +37,9 @@ class DurableGrid(Protocol):
 
     def commit_round(self, server_round: int, content: RecordDict, metrics: Mapping[str, float]) -> None:
         """Record a finished round."""
+
+    def stored(self, array: Array) -> Array:
+        """A large array of a commit without its bytes: they are read when they are touched."""
 
     def last_checkpoint(self) -> SavedRound | None:
         """The newest committed round of the run."""

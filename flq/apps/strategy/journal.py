@@ -113,6 +113,7 @@ class DurableJournal(Journal):
             content[f"{_STATE}{name}"] = record
         content[_POSITION] = ConfigRecord({"training": self._index, "round": progress.round})
         self._grid.commit_round(progress.round, content, metrics)
+        self._diary.is_stored(self._grid)
 
     def note(self, server_round: int, metrics: Mapping[str, float]) -> None:
         """Record named numbers of a round that has not ended."""
@@ -153,6 +154,11 @@ class _Diary:
         if len(self._begun) > INLINE_BYTES:
             self._full.append(_array(self._begun))
             self._begun = b""
+
+    def is_stored(self, grid: DurableGrid) -> None:
+        """A commit has what `record` gave: full arrays need not stand in memory any more."""
+        if self._full and self._full[-1].loaded:
+            self._full[-1] = grid.stored(self._full[-1])
 
     def record(self) -> ArrayRecord:
         """All lines, in full arrays and one that is not."""

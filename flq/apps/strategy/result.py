@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import struct
-from array import array
-from bisect import bisect_left
+from bisect import bisect_right
 from collections.abc import Iterator, Mapping, MutableMapping
 from dataclasses import dataclass, field
 
@@ -12,6 +11,33 @@ from flq.wire.records import ArrayRecord, MetricRecord
 
 _CODES = {int: "q", float: "d"}
 _INT64 = range(-(1 << 63), 1 << 63)
+
+_Form = tuple[tuple[str, ...], str]
+"""Names, and types as `struct` has them."""
+
+_NO_FORM: _Form = (), ""
+
+
+@dataclass(slots=True)
+class _Stretch:
+    """Packed records of one form, of rounds at equal distances; where among the numbers theirs begin."""
+
+    rounds: range
+    form: _Form
+    start: int
+
+    def goes_on_with(self, server_round: int) -> bool:
+        """Whether a round is the next one of this stretch: any one is, if there is but one so far."""
+        return len(self.rounds) == 1 or server_round == self.rounds.stop
+
+    def extend(self, server_round: int) -> None:
+        """Take the next round in."""
+        first, step = self.rounds.start, self.rounds.step if len(self.rounds) > 1 else server_round - self.rounds.start
+        self.rounds = range(first, server_round + step, step)
+
+    def offset(self, server_round: int) -> int:
+        """Where the numbers of a round begin."""
+        return self.start + self.rounds.index(server_round) * struct.calcsize(self.form[1])
 
 
 class RoundMetrics(MutableMapping[int, MetricRecord]):
@@ -22,23 +48,21 @@ class RoundMetrics(MutableMapping[int, MetricRecord]):
     then on.
     """
 
-    __slots__ = ("_forms", "_loose", "_numbers", "_packed", "_place", "_start", "_touched", "_which")
+    __slots__ = ("_forms", "_gone", "_loose", "_numbers", "_stretches", "_touched")
 
     def __init__(self, records: Mapping[int, MetricRecord] | None = None) -> None:
         self._loose = dict(records or {})  # behind the packed ones
-        self._packed = array("q")  # the rounds of the packed ones, rising
-        self._touched: dict[int, MetricRecord] = {}  # those of them that are records again, or could not be packed
-        self._start = array("q")  # where in `_numbers` those of each begin
-        self._which = array("l")  # the form of each
+        self._stretches: list[_Stretch] = []  # the packed ones, their rounds rising
         self._numbers = bytearray()
-        self._forms: list[tuple[tuple[str, ...], str]] = []  # names, and types as `struct` has them
-        self._place: dict[tuple[tuple[str, ...], str], int] = {}  # of each form
+        self._forms: dict[_Form, _Form] = {}  # each once, for all stretches
+        self._touched: dict[int, MetricRecord] = {}  # packed ones that are records again, or could not be packed
+        self._gone: set[int] = set()  # packed ones that were deleted: their numbers are never read
 
     def pack(self) -> None:
         """Make all records small. A change of one that somebody has kept from before is not seen here any more."""
         while self._loose:
             server_round = next(iter(self._loose))
-            if type(server_round) is not int or (self._packed and server_round <= self._packed[-1]):
+            if type(server_round) is not int or (self._stretches and server_round <= self._stretches[-1].rounds[-1]):
                 break  # all keep the order in which they came
             self._append(server_round, self._loose.pop(server_round))
 
@@ -46,35 +70,40 @@ class RoundMetrics(MutableMapping[int, MetricRecord]):
         form = _form(record)
         if form is None:
             self._touched[server_round] = record
-            form = (), ""
-        which = self._place.setdefault(form, len(self._forms))
-        if which == len(self._forms):
-            self._forms.append(form)
-        self._packed.append(server_round)
-        self._start.append(len(self._numbers))
-        self._which.append(which)
+            form = _NO_FORM
+        last = self._stretches[-1] if self._stretches else None
+        if last is not None and last.form == form and last.goes_on_with(server_round):
+            last.extend(server_round)
+        else:
+            form = self._forms.setdefault(form, form)
+            self._stretches.append(_Stretch(range(server_round, server_round + 1), form, len(self._numbers)))
         self._numbers += struct.pack(form[1], *(record[name] for name in form[0]))
 
-    def _unpacked(self, place: int) -> MetricRecord:
-        names, codes = self._forms[self._which[place]]
-        values = struct.unpack_from(codes, self._numbers, self._start[place])
+    def _unpacked(self, stretch: _Stretch, server_round: int) -> MetricRecord:
+        names, codes = stretch.form
+        values = struct.unpack_from(codes, self._numbers, stretch.offset(server_round))
         return MetricRecord(dict(zip(names, values, strict=True)))
 
-    def _find(self, server_round: object) -> int | None:
-        """The place of a packed round."""
-        if not isinstance(server_round, int):
+    def _find(self, server_round: object) -> _Stretch | None:
+        """The stretch that a packed round is in."""
+        if not isinstance(server_round, int) or server_round in self._gone:
             return None
-        place = bisect_left(self._packed, server_round)
-        return place if place < len(self._packed) and self._packed[place] == server_round else None
+        place = bisect_right(self._stretches, server_round, key=lambda stretch: stretch.rounds.start) - 1
+        if place < 0 or server_round not in self._stretches[place].rounds:
+            return None
+        return self._stretches[place]
+
+    def _packed(self) -> list[int]:
+        return [number for stretch in self._stretches for number in stretch.rounds if number not in self._gone]
 
     def __getitem__(self, server_round: int) -> MetricRecord:
         for records in (self._loose, self._touched):
             if server_round in records:
                 return records[server_round]
-        place = self._find(server_round)
-        if place is None:
+        stretch = self._find(server_round)
+        if stretch is None:
             raise KeyError(server_round)
-        record = self._touched[server_round] = self._unpacked(place)
+        record = self._touched[server_round] = self._unpacked(stretch, server_round)
         return record
 
     def __setitem__(self, server_round: int, record: MetricRecord) -> None:
@@ -82,23 +111,22 @@ class RoundMetrics(MutableMapping[int, MetricRecord]):
         records[server_round] = record
 
     def __delitem__(self, server_round: int) -> None:
-        place = self._find(server_round)
-        if place is None:
+        if self._find(server_round) is None:
             del self._loose[server_round]
             return
         self._touched.pop(server_round, None)
-        del self._packed[place], self._start[place], self._which[place]  # its numbers stay, and are never read
+        self._gone.add(server_round)
 
     def __iter__(self) -> Iterator[int]:
-        yield from self._packed
+        yield from self._packed()
         yield from self._loose
 
     def __reversed__(self) -> Iterator[int]:
         yield from reversed(self._loose)
-        yield from reversed(self._packed)
+        yield from reversed(self._packed())
 
     def __len__(self) -> int:
-        return len(self._packed) + len(self._loose)
+        return sum(len(stretch.rounds) for stretch in self._stretches) - len(self._gone) + len(self._loose)
 
     def __contains__(self, server_round: object) -> bool:
         return server_round in self._loose or self._find(server_round) is not None
@@ -117,7 +145,7 @@ class RoundMetrics(MutableMapping[int, MetricRecord]):
         return dict(self)
 
 
-def _form(record: MetricRecord) -> tuple[tuple[str, ...], str] | None:
+def _form(record: MetricRecord) -> _Form | None:
     """Names and types of the numbers in a record; None if it is more than numbers of 8 bytes."""
     if type(record) is not MetricRecord:
         return None
