@@ -7,7 +7,6 @@ is kept over a transport and belongs to the content.
 
 from __future__ import annotations
 
-import sys
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping, MutableMapping
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, Self, TypeVar, cast
@@ -63,7 +62,7 @@ class TypedMapping(MutableMapping[str, V], Generic[V]):
 
     def __setitem__(self, key: str, value: V) -> None:
         check_key(key)
-        self._items[sys.intern(key) if type(key) is str else key] = self._checked(key, value)
+        self._items[key] = self._checked(key, value)
 
     def __getitem__(self, key: str) -> V:
         return self._items[key]
