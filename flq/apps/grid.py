@@ -237,16 +237,11 @@ class Grid:
     def stored(self, array: Array) -> Array:
         """An array of a commit without its bytes: they are read from where the commit has put them.
 
-        For one of more than 64 KiB, which a commit stores as an object, as long as the newest commit has it.
+        For one that is an object of its own as long as the newest commit has it: large, or kept `apart`.
         """
         digest, nbytes = array.digest, array.nbytes
-        return Array.lazy(
-            dtype=array.dtype,
-            shape=array.shape,
-            load=partial(self._fetch, digest, nbytes),
-            nbytes=nbytes,
-            digest=digest,
-        )
+        load = partial(self._fetch, digest, nbytes)
+        return Array.lazy(dtype=array.dtype, shape=array.shape, load=load, nbytes=nbytes, digest=digest, apart=True)
 
     def last_checkpoint(self) -> SavedRound | None:
         """The newest committed round of the run, or None.

@@ -64,7 +64,7 @@ class Array:
     ('float32', (3,), 12)
     """
 
-    __slots__ = ("_digest", "_dtype", "_held", "_load", "_nbytes", "_shape", "_stype")
+    __slots__ = ("_apart", "_digest", "_dtype", "_held", "_load", "_nbytes", "_shape", "_stype")
 
     _dtype: str
     _shape: tuple[int, ...]
@@ -73,6 +73,7 @@ class Array:
     _held: NDArray[Any] | None
     _load: Load | None
     _digest: ObjectHash | None
+    _apart: bool
 
     @overload
     def __init__(self, ndarray: NDArray[Any], /) -> None: ...
@@ -123,6 +124,7 @@ class Array:
         self._held = held
         self._load = None
         self._digest = None
+        self._apart = False
 
     @classmethod
     def from_numpy_ndarray(cls, ndarray: NDArray[Any]) -> Self:
@@ -135,10 +137,10 @@ class Array:
         return cls(tensor)
 
     @classmethod
-    def owning(cls, ndarray: NDArray[Any]) -> Self:
-        """Take `ndarray` over without a copy if it is contiguous; nobody may write to it any more."""
+    def owning(cls, ndarray: NDArray[Any], *, apart: bool = False) -> Self:
+        """Take `ndarray` over without a copy if it is contiguous; nobody may write to it any more. See `apart`."""
         held = canonical(ndarray, copy=False)
-        return cls._blank(dtype=held.dtype.name, shape=held.shape, nbytes=held.nbytes, held=held)
+        return cls._blank(dtype=held.dtype.name, shape=held.shape, nbytes=held.nbytes, held=held, apart=apart)
 
     @classmethod
     def lazy(
@@ -150,18 +152,21 @@ class Array:
         stype: str = NUMPY_STYPE,
         nbytes: int | None = None,
         digest: ObjectHash | None = None,
+        apart: bool = False,
     ) -> Self:
         """An Array whose bytes `load` brings when they are needed; it MUST return a private, writable buffer.
 
         `nbytes` is needed for a foreign stype only. `digest` is the sha256 of the bytes, if it is known.
         """
         size = math.prod(shape) * DTYPES[dtype].itemsize if nbytes is None else nbytes
-        return cls._blank(dtype=dtype, shape=shape, nbytes=size, stype=stype, load=load, digest=digest)
+        return cls._blank(dtype=dtype, shape=shape, nbytes=size, stype=stype, load=load, digest=digest, apart=apart)
 
     @classmethod
     def _blank(cls, *, stype: str = NUMPY_STYPE, **slots: Any) -> Self:
         array = cls.__new__(cls)
-        for name, value in ({"stype": stype, "held": None, "load": None, "digest": None} | slots).items():
+        for name, value in (
+            {"stype": stype, "held": None, "load": None, "digest": None, "apart": False} | slots
+        ).items():
             setattr(array, f"_{name}", value)
         return array
 
@@ -184,6 +189,11 @@ class Array:
     def nbytes(self) -> int:
         """The size of the raw buffer in bytes."""
         return self._nbytes
+
+    @property
+    def apart(self) -> bool:
+        """Whether it is an object of its own in every message, however small: one that many messages have."""
+        return self._apart
 
     @property
     def loaded(self) -> bool:

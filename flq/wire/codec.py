@@ -6,10 +6,10 @@ A manifest is laid out so that it can be read without a copy:
     header   ASCII JSON: the records in order, with every value but the arrays' bytes
     buffers  the inline arrays in the order of the header, each at the next multiple of 64, zeros between
 
-Arrays of up to 64 KiB stand inline, as long as those of a message stay below 1 MiB together; every other array is an
-object, known by the sha256 of its raw little-endian bytes. There are no offsets to lie about: sizes follow from
-dtypes and shapes. The same records in the same order always give the same bytes; a NaN in a metric comes back as the
-one NaN.
+Arrays of up to 64 KiB stand inline, as long as those of a message stay below 1 MiB together and the array is not kept
+`apart`; every other array is an object, known by the sha256 of its raw little-endian bytes. There are no offsets to lie
+about: sizes follow from dtypes and shapes. The same records in the same order always give the same bytes; a NaN in a
+metric comes back as the one NaN.
 
 Whatever bytes `decode` is handed, it answers with records or with `CodecError`, and it allocates nothing that the
 bytes do not cover. The content of objects is the business of `fetch`.
@@ -118,7 +118,7 @@ class _Writer:
     def _array_row(self, key: str, array: Array) -> list[Any]:
         row: list[Any] = [key, array.dtype, list(array.shape)]
         takes = _aligned(array.nbytes)
-        if array.nbytes <= INLINE_BYTES and self.inline_bytes + takes <= INLINE_TOTAL:
+        if array.nbytes <= INLINE_BYTES and self.inline_bytes + takes <= INLINE_TOTAL and not array.apart:
             self.inline.append(array.buffer())
             self.inline_bytes += takes
             row.append(None)

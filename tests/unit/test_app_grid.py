@@ -468,6 +468,15 @@ class TestRounds:
         assert door.calls["read"] == 1
         assert stored == array
 
+    def test_a_small_array_that_is_kept_apart_stays_an_object(self) -> None:
+        door = GridDouble(echo)
+        grid, page = Grid(door), Array.owning(np.arange(5), apart=True)
+        for server_round, same in enumerate((page, grid.stored(page)), 1):
+            grid.commit_round(server_round, RecordDict({"pages": ArrayRecord({"0": same})}), {})
+            assert door.checkpoints[-1].objects == {page.digest}
+        assert door.calls["read"] == 0
+        assert grid.stored(page) == page
+
     def test_trainings_of_one_run_count_their_rounds_on(self) -> None:
         door = GridDouble(echo)
         grid = Grid(door)

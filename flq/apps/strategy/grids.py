@@ -39,7 +39,7 @@ class DurableGrid(Protocol):
         """Record a finished round."""
 
     def stored(self, array: Array) -> Array:
-        """A large array of a commit without its bytes: they are read when they are touched."""
+        """An array of a commit, an object of its own, without its bytes: they are read when they are touched."""
 
     def last_checkpoint(self) -> SavedRound | None:
         """The newest committed round of the run."""

@@ -8,14 +8,15 @@ that an attempt that starts in the middle of the third one answers the first two
     state.*                     the strategy's own state
     flq                         which training, which round
 
-The metrics are lines of JSON, one for each round, in arrays of bytes. A full array never changes again and is an object
-of its own, so that a commit costs the same after thousands of rounds as after ten.
+The metrics are lines of JSON, one for each round, in pages: arrays of bytes. A full page never changes again and is an
+object of its own, which is read when an attempt goes on from it. So a commit costs the same after thousands of rounds
+as after ten, and a ServerApp does not grow.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -25,11 +26,12 @@ from flq.apps.grid import SavedRound
 from flq.apps.strategy.grids import DurableGrid
 from flq.apps.strategy.result import Result
 from flq.errors import StrategyError
-from flq.wire.codec import INLINE_BYTES
 from flq.wire.records import Array, ArrayRecord, ConfigRecord, MetricRecord, RecordDict
 
 _POSITION = "flq"
 _STATE = "state."
+_PAGE_BYTES = 16 << 10
+"""Each commit writes the last page, which is not full, and a reference to each of the others."""
 _HISTORIES = ("train_metrics_clientapp", "evaluate_metrics_clientapp", "evaluate_metrics_serverapp")
 
 
@@ -69,7 +71,7 @@ class DurableJournal(Journal):
         self._index = training.index
         self.seed = f"{training.seed}/{training.index}"
         self._former = RecordDict()
-        self._diary = _Diary()
+        self._diary = _Diary(grid.stored)
 
     def resume(self) -> Progress | None:
         """What an earlier attempt has committed of this training; keeps the results of those before it."""
@@ -90,7 +92,7 @@ class DurableJournal(Journal):
         self._grid.continue_at(saved.position)
         content = saved.content
         state = RecordDict({name.removeprefix(_STATE): content[name] for name in content if name.startswith(_STATE)})
-        self._diary = _Diary(_array_record(content, f"{self._index}.history"))
+        self._diary = _Diary(self._grid.stored, _array_record(content, f"{self._index}.history"))
         return Progress(server_round, _result(content, self._index), state)
 
     def _ended(self, saved: SavedRound) -> Progress:
@@ -113,7 +115,7 @@ class DurableJournal(Journal):
             content[f"{_STATE}{name}"] = record
         content[_POSITION] = ConfigRecord({"training": self._index, "round": progress.round})
         self._grid.commit_round(progress.round, content, metrics)
-        self._diary.is_stored(self._grid)
+        self._diary.committed()
 
     def note(self, server_round: int, metrics: Mapping[str, float]) -> None:
         """Record named numbers of a round that has not ended."""
@@ -135,11 +137,16 @@ def _training_of(name: str) -> int | None:
 
 
 class _Diary:
-    """The metrics of a training's rounds in bytes: `record` has those that were written and those that `kept` had."""
+    """The metrics of a training's rounds in bytes: `record` has those that were written and those that `kept` had.
 
-    def __init__(self, kept: ArrayRecord | None = None) -> None:
-        self._full = list((kept or ArrayRecord()).values())
-        self._begun = self._full.pop().view().tobytes() if self._full else b""
+    `stored` makes of a page that is committed one that does not stand in memory.
+    """
+
+    def __init__(self, stored: Callable[[Array], Array], kept: ArrayRecord | None = None) -> None:
+        self._stored = stored
+        pages = list((kept or ArrayRecord()).values())
+        self._begun = pages.pop().view().tobytes() if pages else b""
+        self._full = [stored(page) for page in pages]
         self._next = 0
         for server_round, _ in _lines(kept or ArrayRecord()):
             self._next = server_round + 1
@@ -151,23 +158,23 @@ class _Diary:
             line = [number, *(None if record is None else dict(record) for record in records)]
             self._begun += json.dumps(line, separators=(",", ":")).encode() + b"\n"
         self._next = max(self._next, server_round + 1)
-        if len(self._begun) > INLINE_BYTES:
-            self._full.append(_array(self._begun))
+        if len(self._begun) > _PAGE_BYTES:
+            self._full.append(_page(self._begun, apart=True))
             self._begun = b""
 
-    def is_stored(self, grid: DurableGrid) -> None:
-        """A commit has what `record` gave: full arrays need not stand in memory any more."""
-        if self._full and self._full[-1].loaded:
-            self._full[-1] = grid.stored(self._full[-1])
-
     def record(self) -> ArrayRecord:
-        """All lines, in full arrays and one that is not."""
-        arrays = [*self._full, _array(self._begun)]
-        return ArrayRecord({str(place): array for place, array in enumerate(arrays)})
+        """All lines, in full pages and one that is not."""
+        pages = [*self._full, _page(self._begun, apart=False)]
+        return ArrayRecord({str(place): page for place, page in enumerate(pages)})
+
+    def committed(self) -> None:
+        """A commit has what `record` gave: full pages need not stand in memory any more."""
+        if self._full and self._full[-1].loaded:
+            self._full[-1] = self._stored(self._full[-1])
 
 
-def _array(content: bytes) -> Array:
-    return Array.owning(np.frombuffer(content, np.uint8))
+def _page(content: bytes, *, apart: bool) -> Array:
+    return Array.owning(np.frombuffer(content, np.uint8), apart=apart)
 
 
 def _lines(record: ArrayRecord) -> Iterator[tuple[int, list[dict[str, Any] | None]]]:
