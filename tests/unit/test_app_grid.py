@@ -474,6 +474,10 @@ class TestRounds:
         for server_round, same in enumerate((page, grid.stored(page)), 1):
             grid.commit_round(server_round, RecordDict({"pages": ArrayRecord({"0": same})}), {})
             assert door.checkpoints[-1].objects == {page.digest}
+        saved = grid.last_checkpoint()
+        assert saved is not None
+        grid.commit_round(3, RecordDict({"pages": saved.content["pages"]}), {})
+        assert door.checkpoints[-1].objects == {page.digest}
         assert door.calls["read"] == 0
         assert grid.stored(page) == page
 

@@ -144,9 +144,8 @@ class _Diary:
 
     def __init__(self, stored: Callable[[Array], Array], kept: ArrayRecord | None = None) -> None:
         self._stored = stored
-        pages = list((kept or ArrayRecord()).values())
-        self._begun = pages.pop().view().tobytes() if pages else b""
-        self._full = [stored(page) for page in pages]
+        self._full = list((kept or ArrayRecord()).values())
+        self._begun = self._full.pop().view().tobytes() if self._full else b""
         self._next = 0
         for server_round, _ in _lines(kept or ArrayRecord()):
             self._next = server_round + 1
