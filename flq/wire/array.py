@@ -192,7 +192,10 @@ class Array:
 
     @property
     def apart(self) -> bool:
-        """Whether it is an object of its own in every message, however small: one that many messages have."""
+        """Whether it is an object of its own in every message, however small: one that many messages have.
+
+        It is said when the array is made, and does not travel.
+        """
         return self._apart
 
     @property

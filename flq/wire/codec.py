@@ -6,10 +6,10 @@ A manifest is laid out so that it can be read without a copy:
     header   ASCII JSON: the records in order, with every value but the arrays' bytes
     buffers  the inline arrays in the order of the header, each at the next multiple of 64, zeros between
 
-Arrays of up to 64 KiB stand inline, as long as those of a message stay below 1 MiB together and the array is not
-`apart`, by choice or since it was received so; every other array is an object, known by the sha256 of its raw little-
-endian bytes. There are no offsets to lie about: sizes follow from dtypes and shapes. The same records in the same
-order always give the same bytes; a NaN in a metric comes back as the one NaN.
+Arrays of up to 64 KiB stand inline, as long as those of a message stay below 1 MiB together, unless they are kept
+`apart`; every other array is an object, known by the sha256 of its raw little-endian bytes. There are no offsets to
+lie about: sizes follow from dtypes and shapes. The same records in the same order always give the same bytes, whether
+their arrays were computed or received; a NaN in a metric comes back as the one NaN.
 
 Whatever bytes `decode` is handed, it answers with records or with `CodecError`, and it allocates nothing that the
 bytes do not cover. The content of objects is the business of `fetch`.
@@ -220,14 +220,9 @@ def _lazy(field: _ArrayField, manifest: bytes, fetch: Fetch) -> Array:
         load = partial(_inline_bytes, manifest, field.offset, field.nbytes)
     else:
         load = partial(fetch, field.digest, field.nbytes)
+    # Not `apart`: a push of what was received has to be the same bytes as one of what was computed.
     return Array.lazy(
-        dtype=field.dtype,
-        shape=field.shape,
-        load=load,
-        stype=field.stype,
-        nbytes=field.nbytes,
-        digest=field.digest,
-        apart=field.digest is not None,  # passed on as what it is, without being read
+        dtype=field.dtype, shape=field.shape, load=load, stype=field.stype, nbytes=field.nbytes, digest=field.digest
     )
 
 

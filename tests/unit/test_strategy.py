@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import itertools
 import logging
 from collections.abc import Iterable
 from typing import Any
@@ -258,6 +259,28 @@ class TestRestart:
         assert door.sizes_read == {model}
         assert train(door) == expected
         assert door.sizes_read > {model}
+
+    @pytest.mark.parametrize("commits", range(5))
+    def test_pages_of_a_history_are_objects_in_all_commits_after(self, commits: int) -> None:
+        def long(server_round: int, _arrays: ArrayRecord) -> MetricRecord:
+            return MetricRecord({"loss": 0.5, "per-class": [server_round + 0.123456789] * 2000})
+
+        def train(door: GridDouble) -> None:
+            grid = Grid(door)
+            for _ in range(2):
+                FedAvg().start(grid, START, num_rounds=2, evaluate_fn=long)
+
+        door = Breaking(ANSWER)
+        door.left = ("after commit", commits)
+        with pytest.raises(Interrupted):
+            train(door)
+        train(door)
+        model = START["0"].nbytes
+        pages = [{name for name in saved.objects if len(door.stored[name]) != model} for saved in door.checkpoints]
+        assert all(before <= after for before, after in itertools.pairwise(pages))
+        # the second training begins with a page of rounds 0 and 1, and its round 2 is the very object of the first one
+        assert [len(names) for names in pages] == [1, 2, 3, 4, 4]
+        assert all(len(saved.state) < 16_000 for saved in door.checkpoints)
 
     def test_the_initial_model_is_that_of_the_first_attempt(self) -> None:
         door = Breaking(ANSWER)

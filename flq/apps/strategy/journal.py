@@ -16,7 +16,7 @@ as after ten, and a ServerApp does not grow.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -30,6 +30,7 @@ from flq.wire.records import Array, ArrayRecord, ConfigRecord, MetricRecord, Rec
 
 _POSITION = "flq"
 _STATE = "state."
+_HISTORY = ".history"
 _PAGE_BYTES = 16 << 10
 """Each commit writes the last page, which is not full, and a reference to each of the others."""
 _HISTORIES = ("train_metrics_clientapp", "evaluate_metrics_clientapp", "evaluate_metrics_serverapp")
@@ -82,7 +83,7 @@ class DurableJournal(Journal):
         for name, record in saved.content.items():
             number = _training_of(name)
             if number is not None and number < self._index:
-                self._former[name] = record
+                self._former[name] = self._kept(saved.content, name) if name.endswith(_HISTORY) else record
         if index < self._index:
             self._former[f"{index}.end"] = saved.position
             return None
@@ -92,8 +93,17 @@ class DurableJournal(Journal):
         self._grid.continue_at(saved.position)
         content = saved.content
         state = RecordDict({name.removeprefix(_STATE): content[name] for name in content if name.startswith(_STATE)})
-        self._diary = _Diary(self._grid.stored, _array_record(content, f"{self._index}.history"))
+        history = self._kept(content, f"{self._index}{_HISTORY}")
+        self._diary = _Diary(self._grid.stored, list(history.values()), server_round + 1)
         return Progress(server_round, _result(content, self._index), state)
+
+    def _kept(self, content: RecordDict, name: str) -> ArrayRecord:
+        """A history of a checkpoint, whose full pages go into the next commit as the objects that they are."""
+        history = _array_record(content, name)
+        last = len(history) - 1
+        return ArrayRecord(
+            {key: page if at == last else self._grid.stored(page) for at, (key, page) in enumerate(history.items())}
+        )
 
     def _ended(self, saved: SavedRound) -> Progress:
         """The training was over when the checkpoint of a later one was made."""
@@ -110,7 +120,7 @@ class DurableJournal(Journal):
         self._diary.write(progress.result, progress.round)
         content = RecordDict(dict(self._former))
         content[f"{self._index}.arrays"] = progress.result.arrays
-        content[f"{self._index}.history"] = self._diary.record()
+        content[f"{self._index}{_HISTORY}"] = self._diary.record()
         for name, record in progress.state.items():
             content[f"{_STATE}{name}"] = record
         content[_POSITION] = ConfigRecord({"training": self._index, "round": progress.round})
@@ -137,18 +147,17 @@ def _training_of(name: str) -> int | None:
 
 
 class _Diary:
-    """The metrics of a training's rounds in bytes: `record` has those that were written and those that `kept` had.
+    """The metrics of a training's rounds in bytes: `record` has those that were written and those of `pages`.
 
-    `stored` makes of a page that is committed one that does not stand in memory.
+    `next_round` is the first one that `pages` have no line of. `stored` makes of a page that is committed one that does
+    not stand in memory.
     """
 
-    def __init__(self, stored: Callable[[Array], Array], kept: ArrayRecord | None = None) -> None:
+    def __init__(self, stored: Callable[[Array], Array], pages: Sequence[Array] = (), next_round: int = 0) -> None:
         self._stored = stored
-        self._full = list((kept or ArrayRecord()).values())
+        self._full = list(pages)
         self._begun = self._full.pop().view().tobytes() if self._full else b""
-        self._next = 0
-        for server_round, _ in _lines(kept or ArrayRecord()):
-            self._next = server_round + 1
+        self._next = next_round
 
     def write(self, result: Result, server_round: int) -> None:
         """Add what is new up to a round, which has a line even if nothing was measured in it."""
@@ -192,7 +201,7 @@ def _array_record(content: RecordDict, name: str) -> ArrayRecord:
 
 def _result(content: RecordDict, index: int) -> Result:
     result = Result(arrays=_array_record(content, f"{index}.arrays"))
-    for server_round, found in _lines(_array_record(content, f"{index}.history")):
+    for server_round, found in _lines(_array_record(content, f"{index}{_HISTORY}")):
         for attribute, metrics in zip(_HISTORIES, found, strict=True):
             if metrics is not None:
                 getattr(result, attribute)[server_round] = MetricRecord(metrics)
