@@ -27,17 +27,12 @@ NUMBERS = itertools.count()
 # A shell starts what runs in its background with Ctrl-C ignored, and so would be all that the tests start.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
-SCRATCH = ExitStack()
 
-
-def pytest_configure() -> None:
-    """Of the processes that share the tests, the first one says where temporary files go."""
-    SCRATCH.enter_context(in_memory())
-
-
-def pytest_unconfigure() -> None:
-    """Remove them."""
-    SCRATCH.close()
+def pytest_configure(config: pytest.Config) -> None:
+    """Of the processes that share the tests, the first one says where temporary files go, and removes them."""
+    scratch = ExitStack()
+    scratch.enter_context(in_memory())
+    config.add_cleanup(scratch.close)
 
 
 @pytest.fixture(scope="session")

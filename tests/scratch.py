@@ -1,7 +1,7 @@
 """Where tests put their temporary files: into memory, where there is room for them.
 
-Hundreds of databases are made and dropped, and whole federations run with `fsync`. None of it is to outlive the tests,
-and on a disk they would wait for it a third of their time.
+Hundreds of databases are made and dropped, and whole federations run with `fsync`: 10 GB that a disk would be asked to
+keep, and that nobody wants after the tests.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from pathlib import Path
 
 MEMORY = Path("/dev/shm")
 ROOM_BYTES = 4 << 30
-"""The tests use some 500 MB at most."""
+"""The tests have used 2 GB at most at a time."""
 
 CHOSEN = ("TMPDIR", "TEMP", "TMP")
 """With one of these set it is for the user to say where temporary files go."""
@@ -28,6 +28,7 @@ def in_memory() -> Iterator[None]:
     if any(name in os.environ for name in CHOSEN) or not _has_room(MEMORY):
         yield
         return
+    # errors at the end are those of a process that writes as it ends: the tests themselves look for such processes
     with tempfile.TemporaryDirectory(prefix="flq-", dir=MEMORY, ignore_cleanup_errors=True) as folder:
         Path(folder).chmod(0o1777)  # PostgreSQL runs as another user if the tests run as root
         os.environ["TMPDIR"], tempfile.tempdir = folder, None
