@@ -49,7 +49,7 @@ _log = log.get(__name__)
 class Supervisor:
     """Carries out a plan until it is told to stop."""
 
-    def __init__(self, where: Layout, nodes: int, *, plan_for: Plan, lock: int) -> None:
+    def __init__(self, where: Layout, nodes: int, *, plan_for: Plan, lock: int, signals: _Signals) -> None:
         self._where = where
         self._lock = lock
         self._plan_for = plan_for
@@ -58,7 +58,7 @@ class Supervisor:
         self._state: FederationState = "starting"
         self._failure: FlqError | None = None
         self._written: Snapshot | None = None
-        self._signals = _Signals()
+        self._signals = signals
         self._control: socket.socket | None = None
 
     def run(self) -> int:
@@ -305,12 +305,13 @@ def _quoted(words: str) -> str:
 def supervise(home: Path, *, nodes: int, plan_for: Plan) -> int:
     """Hold the lock of `home` and run its federation; `ALREADY_RUNNING` if another supervisor does."""
     where = layout.locate(home)
+    signals = _Signals()  # before the lock: by that others find this process, and may stop it
     lock = state.acquire(where.lock)
     if lock is None:
         return ALREADY_RUNNING
     os.chdir("/")
     try:
-        return Supervisor(where, nodes, plan_for=plan_for, lock=lock).run()
+        return Supervisor(where, nodes, plan_for=plan_for, lock=lock, signals=signals).run()
     except Exception:  # noqa: BLE001 - the edge of a process
         # the children end by their parent-death signal; the next supervisor waits for them
         _log.exception("the supervisor failed")
