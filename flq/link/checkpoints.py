@@ -66,7 +66,7 @@ def _commit(tx: Tx, run_id: RunId, checkpoint: Checkpoint, held: Held) -> bool:
         "objects": sorted(checkpoint.objects),
         "delivered": steps.column(checkpoint.delivered),
     }
-    made, taken = tx.execute(SQL["commit_round"], values).fetchone() or (0, False)
+    made, taken = tx.execute(SQL["commit_round"], values, prepare=True).fetchone() or (0, False)
     if made:
         metrics.record_in(tx, run_id, checkpoint.round, checkpoint.metrics)
         tx.execute(SQL["release_rounds"], _released(run_id, checkpoint))

@@ -16,6 +16,7 @@ import psycopg
 from psycopg import Connection, Cursor, sql
 from psycopg.conninfo import conninfo_to_dict
 from psycopg.pq import TransactionStatus
+from psycopg.types.numeric import Int8Dumper
 
 from flq.errors import DatabaseUnreachable
 from flq.link import refusals
@@ -53,8 +54,12 @@ def connect(dsn: str, *, application: str, by_key: bool = False) -> Tx:
     """
     with connecting():
         if _POOLED.get(dsn):
-            return _connect_pooled(dsn, application)
-        return _connect_directly(dsn, application, {**PLANNING, **(BY_KEY if by_key else {})})
+            connection = _connect_pooled(dsn, application)
+        else:
+            connection = _connect_directly(dsn, application, {**PLANNING, **(BY_KEY if by_key else {})})
+    # psycopg would send a number as int2, int4 or int8, whatever it fits in: a statement for each, and a plan for each
+    connection.adapters.register_dumper(int, Int8Dumper)
+    return connection
 
 
 @contextmanager

@@ -28,7 +28,7 @@ def missing(db: Database, hashes: Iterable[ObjectHash]) -> frozenset[ObjectHash]
     if not asked:
         return asked
     with db.connection() as connection:
-        rows = connection.execute(SQL["present_objects"], {"hashes": sorted(asked)}).fetchall()
+        rows = connection.execute(SQL["present_objects"], {"hashes": sorted(asked)}, prepare=True).fetchall()
     found = ((ObjectHash(bytes(name)), directory) for name, directory in rows)
     return asked - {name for name, directory in found if stores.at(directory).present(name)}
 
@@ -37,7 +37,7 @@ def hold(tx: Tx, hashes: Collection[ObjectHash]) -> None:
     """Lock objects against collection until the transaction ends. Raises `ObjectsMissing`."""
     if not hashes:
         return
-    rows = tx.execute(SQL["hold_objects"], {"hashes": sorted(hashes)}).fetchall()
+    rows = tx.execute(SQL["hold_objects"], {"hashes": sorted(hashes)}, prepare=True).fetchall()
     absent = frozenset(hashes) - {ObjectHash(bytes(found)) for (found,) in rows}
     if absent:
         raise ObjectsMissing(absent)

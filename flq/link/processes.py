@@ -54,7 +54,8 @@ def beat(db: Database, process_id: str) -> bool:
 def note_consumption(db: Database, process_id: str, consumption: Consumption) -> None:
     """Write down how a SuperExec consumes."""
     with db.connection() as connection:
-        connection.execute(SQL["note_consumption"], {"process_id": process_id, **asdict(consumption)})
+        values = {"process_id": process_id, **asdict(consumption)}
+        connection.execute(SQL["note_consumption"], values, prepare=True)
 
 
 def retire(db: Database, process_id: str) -> None:

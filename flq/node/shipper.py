@@ -72,10 +72,11 @@ class Shipper:
     def _work(self) -> None:
         while self._next_batch_is_due():
             batch = [self._lines[index] for index in range(min(BATCH_LINES, len(self._lines)))]
-            if self._append(batch):
-                for _ in batch:
-                    self._lines.popleft()
-                self._shipped(Counter(source for source, _run_id, _line in batch))
+            if not self._append(batch):
+                return
+            for _ in batch:
+                self._lines.popleft()
+            self._shipped(Counter(source for source, _run_id, _line in batch))
 
     def _next_batch_is_due(self) -> bool:
         with self._change:

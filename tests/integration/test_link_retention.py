@@ -38,7 +38,7 @@ def counts(db: Database, run_id: RunId) -> dict[str, int]:
 def grow_old(db: Database, run_id: RunId, days: int = 40) -> None:
     with db.connection() as connection:
         connection.execute(
-            "UPDATE flq_state.run SET finished_at = finished_at - make_interval(days => %s) WHERE run_id = %s",
+            "UPDATE flq_state.run SET finished_at = finished_at - make_interval(days => %s::int) WHERE run_id = %s",
             [days, run_id],
         )
 

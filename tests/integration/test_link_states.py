@@ -47,7 +47,7 @@ class Federation:
             reason=None,
             exit_code=0,
         )
-        self.set_run("finished_at = finished_at - make_interval(hours => %s)", hours_ago)
+        self.set_run("finished_at = finished_at - make_interval(hours => %s::int)", hours_ago)
 
     def fork(self, parent: RunId, number: int) -> RunId:
         """A run that goes on behind a round of another one."""
@@ -272,7 +272,7 @@ def test_a_run_that_ended_long_ago_needs_nothing(federation: Federation):
     federation.commit(1, 2)
     federation.end(hours_ago=23)
     assert federation.needed(version) == [version]
-    federation.set_run("finished_at = finished_at - make_interval(hours => %s)", 2)
+    federation.set_run("finished_at = finished_at - make_interval(hours => %s::int)", 2)
     assert federation.needed(version) == []
 
 

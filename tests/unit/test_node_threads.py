@@ -168,6 +168,7 @@ def test_lines_wait_for_the_superlink(caplog):
     shipper.put(1, RunId(1), [line(2)])
     shipper.close(0.05)
     assert "1 lines of output were lost" in caplog.text
+    assert "flq-logs" not in [thread.name for thread in threading.enumerate()]  # it has given up, and tries no more
 
 
 @pytest.mark.parametrize("error", [LinkError("refused"), ValueError("a bug")])
