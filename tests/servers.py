@@ -5,17 +5,17 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 
-from flq import settings
-from flq.local import postgres, supervisor, valkey
+from flq.local import plan, supervisor
 from flq.local.layout import Layout
 from flq.local.process import ChildSpec
 
+OF_FLQ = frozenset({plan.SUPERLINK, plan.SUPEREXEC, plan.SUPERNODE})
 
-def plan(layout: Layout, _nodes: int) -> Sequence[ChildSpec]:
-    """Postgres and Valkey, without the processes of flq."""
-    embedded = settings.embedded(layout.home)
-    return [*postgres.specs(layout, embedded), valkey.spec(layout, embedded)]
+
+def servers(layout: Layout, nodes: int) -> Sequence[ChildSpec]:
+    """Postgres with flq's database, and Valkey, without the processes of flq."""
+    return [child for child in plan.federation(layout, nodes) if child.name not in OF_FLQ]
 
 
 if __name__ == "__main__":
-    sys.exit(supervisor.main(plan_for=plan))
+    sys.exit(supervisor.main(plan_for=servers))

@@ -13,7 +13,7 @@ from tests.integration.local_home import temporary_home
 @pytest.fixture(scope="module")
 def flq() -> Iterator[Flq]:
     """The command, with a federation of four nodes that is up."""
-    with temporary_home() as home:
+    with temporary_home(prepared=True) as home:
         command = Flq(home)
         command("up", "--nodes", "4")
         yield command

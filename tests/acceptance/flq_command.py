@@ -13,11 +13,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from click.testing import CliRunner
 
+from flq.cli.main import main
 from flq.local.process import python_environment
 from tests.integration.local_home import processes
 
 PATIENCE = 60.0
+
+QUESTIONS = frozenset({"ls", "show", "nodes", "status", "sql", "explain"})
+"""Commands that only look. A test asks many times; half a second to start a process each time is not what it tests."""
 
 
 @dataclass(frozen=True)
@@ -54,7 +59,8 @@ class Flq:
 
     def json(self, *arguments: str | Path, code: int = 0) -> Any:
         """The data of `flq ARGUMENTS --json`."""
-        envelope = json.loads(self(*arguments, "--json", code=code))
+        ask = self._asked if arguments[0] in QUESTIONS else self
+        envelope = json.loads(ask(*arguments, "--json", code=code))
         assert envelope["schema_version"] == 1
         assert envelope["status"] == ("ok" if envelope["error"] is None else "error")
         return envelope["data"] if envelope["error"] is None else envelope["error"]
@@ -63,6 +69,13 @@ class Flq:
         """The rows of a query."""
         rows: list[dict[str, Any]] = self.json("sql", query)
         return rows
+
+    def _asked(self, *arguments: str | Path, code: int) -> str:
+        """The same as a call, in this process."""
+        variables = {**dict.fromkeys(os.environ), **self.environment}
+        found = CliRunner(env=variables).invoke(main, [*map(str, arguments)], catch_exceptions=False)
+        assert found.exit_code == code, f"flq {' '.join(map(str, arguments))}: {found.exit_code}\n{found.output}"
+        return found.stdout
 
     def processes(self) -> list[int]:
         """The pids of all that runs for this home."""

@@ -98,7 +98,7 @@ def packages() -> Iterator[Path]:
 @pytest.fixture(scope="module")
 def flq(packages: Path) -> Iterator[Flq]:
     """The command, where `wardtools` is installed, with a federation of one node that is up."""
-    with temporary_home() as home:
+    with temporary_home(prepared=True) as home:
         command = Flq(home, {"PYTHONPATH": str(packages)})
         command("up", "--nodes", "1")
         yield command

@@ -32,8 +32,7 @@ PORT = free_port()
 @pytest.fixture(scope="module")
 def flq() -> Iterator[Flq]:
     """A federation whose PostgreSQL listens on a port, and has few connections."""
-    with temporary_home() as home:
-        home.mkdir()
+    with temporary_home(prepared=True) as home:
         (home / "config.toml").write_text(
             f"[embedded.postgres]\nlisten_addresses = '127.0.0.1'\nport = {PORT}\nmax_connections = 30\n"
         )

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from flq.local import federation, state
 from flq.local.process import python
+from tests.cluster import prepare
 from tests.waiting import eventually
 
 
@@ -21,11 +22,16 @@ def stand_in(plan: str) -> tuple[str, ...]:
 
 
 @contextmanager
-def temporary_home(*, mode: int = 0o700) -> Iterator[Path]:
-    """A home below a folder with `mode`; nothing that runs below it survives the block."""
+def temporary_home(*, mode: int = 0o700, prepared: bool = False) -> Iterator[Path]:
+    """A home below a folder with `mode`; nothing that runs below it survives the block.
+
+    It is not there yet, or is `prepared` with a cluster of PostgreSQL.
+    """
     outer = Path(tempfile.mkdtemp(prefix="flq-test-"))
     outer.chmod(mode)
     home = outer / "home"
+    if prepared:
+        prepare(home)
     try:
         yield home
     finally:
