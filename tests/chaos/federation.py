@@ -15,22 +15,18 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import psutil  # type: ignore[import-untyped]  # it has no types of its own
-import psycopg
 
-from flq.link import schema
 from flq.local import federation as servers
 from flq.local.process import python, python_environment
 from flq.local.state import Addresses
 from flq.settings import FAILPOINTS
+from tests.cluster import running
 from tests.waiting import eventually
 
 NODES = 3
 SLOTS = 2
 DISK_BYTES = 512 << 20
 """The disk that holds the SuperNode's files, if it is one of its own."""
-
-_MIGRATING = threading.Lock()
-"""Alembic has one configuration for all threads."""
 
 RESTART_PAUSE = 0.1
 LOOK_PAUSE = 0.02
@@ -235,30 +231,11 @@ def federation(*, own_disk: bool = False) -> Iterator[Federation]:
         stack.callback(shutil.rmtree, outer)
         if own_disk:
             stack.enter_context(_small_disk(home / "disk"))
-        stack.enter_context(_servers(home, outer / "servers.log"))
+        stack.enter_context(running(home))
         found = Federation(home)
-        with psycopg.connect(found.dsn, dbname="postgres", autocommit=True) as connection:
-            connection.execute("CREATE DATABASE flq")
-        with _MIGRATING:
-            schema.upgrade(found.dsn)
         stack.callback(found.stop)
         found.start()
         yield found
-
-
-@contextmanager
-def _servers(home: Path, log: Path) -> Iterator[None]:
-    with log.open("w") as file:
-        supervisor = subprocess.Popen(
-            python("-m", "tests.servers", "--home", str(home), "--nodes", "0"),
-            env=python_environment({}), stdout=file, stderr=file,
-        )  # fmt: skip
-    try:
-        eventually(lambda: servers.addresses(home), timeout=60, what="Postgres and Valkey to be up")
-        yield
-    finally:
-        supervisor.terminate()
-        supervisor.wait(60)
 
 
 @contextmanager

@@ -17,7 +17,7 @@ import psycopg
 import pytest
 
 from flq.errors import Unreachable
-from flq.link import notify, runs, schema, verify
+from flq.link import notify, runs, verify
 from flq.link.database import Database
 from flq.link.grid import DbGrid
 from flq.local import federation
@@ -26,6 +26,7 @@ from flq.wire.grid import Pushed
 from flq.wire.ids import NodeId
 from flq.wire.runs import FeedCursor
 from flq.wire.status import ResultStatus, Verdict
+from tests.cluster import prepare, running
 from tests.concurrency.queue_client import Client
 from tests.integration import link_acts as act
 from tests.integration.link_acts import Doors
@@ -132,7 +133,7 @@ class Server:
         self._home = home
         addresses = federation.addresses(home)
         assert addresses is not None
-        self.dsn = addresses.dsn.replace("dbname=flq", "dbname=postgres")
+        self.dsn = addresses.dsn
 
     def fall_over(self) -> None:
         """An immediate end, as in a crash; returns when it takes connections again."""
@@ -159,21 +160,10 @@ def server() -> Iterator[Server]:
     outer = Path(tempfile.mkdtemp(prefix="flq-crash-"))
     outer.chmod(0o755)
     home = outer / "home"
-    home.mkdir()
-    with (outer / "log").open("w") as log:
-        supervisor = subprocess.Popen(
-            python("-m", "tests.servers", "--home", str(home), "--nodes", "0"),
-            env=python_environment({}), stdout=log, stderr=log,
-        )  # fmt: skip
-    try:
-        eventually(lambda: federation.addresses(home), timeout=60, what="a server of the test's own")
-        found = Server(home)
-        schema.upgrade(found.dsn)
-        yield found
-    finally:
-        supervisor.terminate()
-        supervisor.wait(60)
-        shutil.rmtree(outer)
+    prepare(home)
+    with running(home):
+        yield Server(home)
+    shutil.rmtree(outer)
 
 
 def test_a_server_that_falls_over_again_and_again_loses_and_doubles_nothing(server: Server):
