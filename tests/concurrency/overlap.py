@@ -8,10 +8,25 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, cast
 
+from psycopg.conninfo import make_conninfo
+
 from flq.link.database import Database, Tx
 from tests.waiting import eventually
 
 NUMBERS = itertools.count()
+
+GATE = 1
+"""The advisory lock at which a clock that is held stands."""
+
+HELD_CLOCK = f"""
+CREATE SCHEMA IF NOT EXISTS held;
+CREATE OR REPLACE FUNCTION held.clock_timestamp() RETURNS timestamptz VOLATILE LANGUAGE plpgsql AS $$
+BEGIN
+    PERFORM pg_advisory_xact_lock_shared({GATE});
+    RETURN pg_catalog.clock_timestamp();
+END
+$$
+"""
 
 
 class OpenTransaction:
@@ -84,6 +99,23 @@ class Races:
         """Do `work` in a transaction that is rolled back at the end of the block."""
         with self._db.connection() as connection, connection.transaction(force_rollback=True):
             yield work(cast("Database", OpenTransaction(connection)))
+
+    @contextmanager
+    def having_looked(self, work: Callable[[Database], Any]) -> Iterator[Call]:
+        """Begin `work` on another connection, and hold it where its first statement reads the clock.
+
+        That statement sees what was there before the block, and goes on at the end of it.
+        """
+        with self._db.connection() as connection:
+            connection.execute(HELD_CLOCK)
+            connection.execute("SELECT pg_advisory_lock(%s::bigint)", [GATE])
+            call = Call(make_conninfo(self._dsn, options="-c search_path=held,pg_catalog"), self._db, work)
+            self._calls.append(call)
+            try:
+                eventually(call.waits, what=f"{call.name} to read the clock")
+                yield call
+            finally:
+                connection.execute("SELECT pg_advisory_unlock(%s::bigint)", [GATE])
 
     def beside(self, work: Callable[[Database], Any]) -> Call:
         """Begin `work` on another connection."""

@@ -87,6 +87,13 @@ def test_a_claim_does_not_wait_for_another_and_takes_nothing_of_it(scene: Scene,
     assert second.leases == ()
 
 
+def test_a_claim_that_looked_before_another_one_took_looks_again(scene: Scene, races: Races):
+    with races.having_looked(claiming(scene.process_id, scene.hosted)) as late:
+        first = claiming(scene.process_id, scene.hosted)(scene.db)
+    assert len(first.leases) == 1
+    assert late.result().leases == ()
+
+
 def test_claims_for_two_nodes_of_one_batch_do_not_get_in_each_others_way(doors: Doors, db: Database, races: Races):
     """What both tasks belong to, the batch and the run, is nobody's."""
     _, hosted = doors.fleet("a", "b")

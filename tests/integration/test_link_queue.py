@@ -305,6 +305,17 @@ def test_nodes_taken_over_are_told_and_the_others_are_served(scene: Scene):
     assert renewed.superseded == {scene.nodes[0]}
 
 
+def test_a_node_taken_over_gets_nothing_of_a_run_that_the_process_knows(scene: Scene):
+    scene.push(0)
+    assert len(scene.claim()) == 2
+    scene.doors.fleet("a")
+    later = scene.push(0)
+    act.poll(scene.fleet)
+    claimed = scene.fleet.claim(scene.nodes, per_node=5, total=5, token=act.token())
+    assert claimed.superseded == {scene.nodes[0]}
+    assert [lease.key.task_id for lease in claimed.leases] == [later.task_ids[1]]
+
+
 def test_a_node_that_is_not_there_any_more_is_told_as_taken_over(scene: Scene):
     gone = NodeId(10**6)
     cursors = Cursors()
