@@ -47,7 +47,7 @@ class Call:
 
     def __init__(self, dsn: str, watch: Database, work: Callable[[Database], Any]) -> None:
         self.name = f"racer {next(NUMBERS)}"
-        self.db = Database(dsn, application=self.name)
+        self.db = Database(dsn, application=self.name, by_key=True)  # as nodes and apps come
         self.value: Any = None
         self.error: Exception | None = None
         self._watch = watch

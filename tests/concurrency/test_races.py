@@ -120,6 +120,14 @@ def test_a_claim_passes_by_what_is_being_cancelled(scene: Scene, races: Races):
     assert scene.results() == [ResultStatus.CANCELLED]
 
 
+def test_a_repeated_claim_passes_by_what_is_being_cancelled(scene: Scene, races: Races):
+    claim = claiming(scene.process_id, scene.hosted, token=act.token())
+    assert len(claim(scene.db).leases) == 1
+    with races.holding(scene.cancel) as cancelled:
+        again = races.beside(claim).result()
+    assert (cancelled, again.leases) == (1, ())
+
+
 def test_a_cancellation_waits_for_a_claim_and_ends_what_it_took(scene: Scene, races: Races):
     with races.holding(claiming(scene.process_id, scene.hosted)) as claimed:
         cancelling = races.blocked(scene.cancel)
@@ -187,6 +195,16 @@ def test_a_renewal_behind_the_claim_of_another_attempt_has_lost(scene: Scene, ra
     with races.holding(claiming(scene.process_id, scene.hosted)):
         renewal = races.blocked(lambda db: tasks.renew(db, [lease.key], epochs))
     assert renewal.result().lost == {lease.key.task_id}
+
+
+def test_a_release_behind_the_claim_of_another_attempt_gives_nothing_back(scene: Scene, races: Races):
+    (lease,) = act.claim(scene.fleet, scene.hosted)
+    with scene.db.connection() as connection:
+        connection.execute("UPDATE flq_state.task SET lease_until = '-infinity'")
+    with races.holding(claiming(scene.process_id, scene.hosted)) as claimed:
+        release = races.blocked(lambda db: tasks.release(db, [lease.key]))
+    release.result()
+    assert submitting(*claimed.leases)(scene.db) == {lease.key.task_id: Verdict.ACCEPTED}
 
 
 def test_a_take_over_in_the_middle_of_a_claim_gets_the_claimed_task(scene: Scene, races: Races):

@@ -11,7 +11,7 @@ from flq.errors import AttemptFenced, LinkError, ObjectsMissing
 from flq.link import batches, results, runs, tasks
 from flq.link.database import Database
 from flq.wire.fleet import Lease, TaskKey
-from flq.wire.grid import ResultKey
+from flq.wire.grid import Checkpoint, ResultKey
 from flq.wire.ids import TaskId
 from flq.wire.runs import FeedCursor
 from flq.wire.status import ResultStatus, Verdict
@@ -110,6 +110,15 @@ def test_an_answer_to_many_replies_says_what_became_of_each(scene: Scene):
     assert verdicts[duplicate.key.task_id] == Verdict.DUPLICATE
     assert verdicts[fenced.key.task_id] == verdicts[cancelled.key.task_id] == Verdict.FENCED
     assert len(verdicts) == 4
+
+
+def test_a_reply_of_an_attempt_that_lost_its_task_is_no_duplicate_of_the_one_that_was_stored(scene: Scene):
+    scene.push(0, scene.nodes[0])
+    (lost,) = scene.claim().values()
+    scene.leases_run_out(lost.key.task_id)
+    (won,) = scene.claim().values()
+    assert scene.fleet.submit([act.reply(won)]) == {won.key.task_id: Verdict.ACCEPTED}
+    assert scene.fleet.submit([act.reply(lost)]) == {lost.key.task_id: Verdict.FENCED}
 
 
 def test_of_a_task_twice_in_a_flush_the_first_reply_is_applied(scene: Scene):
@@ -331,6 +340,15 @@ def test_a_sequence_of_an_older_branch_is_not_found_again(scene: Scene):
     new = grid.push(act.push(*scene.nodes, sequence=1))
     assert not new.replayed
     assert new.batch_id != old.batch_id
+    assert grid.push(act.push(*scene.nodes, sequence=1)).batch_id == new.batch_id
+
+
+def test_a_push_with_the_number_of_a_checkpoint_goes_another_way(scene: Scene):
+    grid = scene.grids[0]
+    grid.commit_round(Checkpoint(round=1, state=b"", objects=frozenset(), metrics={}, next_sequence=1))
+    pushed = grid.push(act.push(*scene.nodes, sequence=0))
+    assert not pushed.replayed
+    assert scene.rows("batch_id") == [(pushed.batch_id,)] * 2
 
 
 def test_results_of_a_flush_refer_to_their_objects(scene: Scene):

@@ -8,8 +8,9 @@ import pytest
 
 from flq.errors import AttemptFenced, NodeUnknown, ObjectsMissing
 from flq.link import attempts, tasks
+from flq.link.cursors import Cursors
 from flq.link.database import Database
-from flq.wire.fleet import NodeSpec
+from flq.wire.fleet import Claimed, NodeSpec
 from flq.wire.ids import NodeId
 from flq.wire.runs import FeedCursor
 from flq.wire.status import Outcome, ResultStatus, Verdict
@@ -285,6 +286,37 @@ def test_exhausted_tasks_are_found_part_by_part(doors: Doors, db: Database):
         assert [sweep(tx) for _ in range(3)] == [0, 1, 1]
         tx.execute(exhaust, [tasks.MAX_ATTEMPTS, [pushed.task_ids[0]]])
         assert sweep(tx) == 1, "it begins anew"
+
+
+def test_exhausted_tasks_are_found_in_every_node_whichever_has_the_older_ones(doors: Doors, db: Database):
+    low, high = (node.node_id for node in doors.fleet("a", "b")[1])
+    grid, _ = doors.grid()
+    pushed = grid.push(act.push(high, high, low, low))
+    with db.transaction() as tx:
+        tx.execute(
+            "UPDATE flq_state.task SET attempt = %s WHERE task_id = %s", [tasks.MAX_ATTEMPTS, pushed.task_ids[2]]
+        )
+        sweep = tasks.ExhaustedSweep(look=1)
+        assert sum(sweep(tx) for _ in range(4)) == 1
+
+
+def test_a_claim_whose_answer_was_lost_brings_its_message_when_it_is_repeated(doors: Doors, db: Database):
+    fleet, hosted = doors.fleet("a")
+    grid, _ = doors.grid()
+    grid.push(act.push(hosted[0].node_id))
+    epochs, token = {hosted[0].node_id: hosted[0].epoch}, act.token()
+    cursors = Cursors()
+    cursors.host(epochs)
+
+    def claim() -> Claimed:
+        return tasks.claim(
+            db, process_id=fleet._connected().process_id, epochs=epochs, cursors=cursors, per_node=1, total=1,
+            token=token, known=tasks.Batches(),
+        )  # fmt: skip
+
+    (first,), (again,) = claim().leases, claim().leases
+    assert (again.branch, again.kind, again.group, again.manifest) == (0, "train", "1", b"message")
+    assert first == again
 
 
 def test_a_feed_has_no_gap_behind_a_late_commit_and_no_row_twice(doors: Doors, db: Database):

@@ -32,6 +32,8 @@ TESTS = (
     "tests/unit/test_cursors.py",
     "tests/integration/test_link_shares.py",
     "tests/integration/test_link_edges.py",
+    "tests/integration/test_link_quotas.py",
+    "tests/integration/test_link_states.py",
     "tests/concurrency/test_races.py",
     "tests/plans/test_plans.py",
     "tests/concurrency/test_overlaps.py",
