@@ -106,6 +106,17 @@ def test_the_first_task_starts_from_nothing(federation: Federation):
     assert federation.base(federation.pushed(0)) is None
 
 
+def test_a_reply_that_came_too_late_has_left_nothing(federation: Federation, db: Database):
+    lost = federation.pushed(0)
+    with db.connection() as connection:
+        connection.execute("UPDATE flq_state.task SET lease_until = '-infinity'")
+    act.poll(federation.fleet)
+    (won,) = act.claim(federation.fleet, [federation.a])
+    assert federation.fleet.submit([act.reply(lost, state=True)]) == {lost.key.task_id: Verdict.FENCED}
+    federation.answer(won, state=False)
+    assert federation.base(federation.pushed(1)) is None
+
+
 def test_a_task_starts_from_what_the_newest_accepted_reply_before_it_has_left(federation: Federation):
     federation.train(0)
     second = federation.train(1)
