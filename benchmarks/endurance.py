@@ -9,9 +9,7 @@ them as private to the one backend that has used it last, or as shared, as backe
 
 The rounds of hours pass in two minutes here. After autovacuum has been at its tables, a backend of PostgreSQL plans its
 statements anew, for which it takes some hundred KB the first few times; so that comes every second instead of every
-minute. A run as long and a checkpoint before have the processes that stay load, plan and cache what they need, and the
-tables grow to where autovacuum comes to them seldom: on a new federation the backend of the first ServerApp plans so often
-that it takes 0.3 to 0.5 MB more, once.
+minute. A shorter run and a checkpoint before have the processes that stay load, plan and cache what they need.
 """
 
 from __future__ import annotations
@@ -42,7 +40,7 @@ FLOATS = 2500
 
 ROUNDS = 5000
 QUICK_ROUNDS = 300
-WARM_UP = 1.0
+WARM_UP = 0.2
 """How many rounds the run before has, as a part of those that are measured."""
 
 CONFIG = '[embedded.postgres]\nautovacuum_naptime = "1s"\n'
