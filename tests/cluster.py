@@ -60,6 +60,18 @@ def running(home: Path) -> Iterator[Addresses]:
             supervisor.wait(60)
 
 
+@contextmanager
+def servers_of_a_copy(config: str = "") -> Iterator[tuple[Path, Addresses]]:
+    """The same on a copy of the cluster, with a home and a `config.toml` of its own."""
+    with tempfile.TemporaryDirectory(prefix="flq-servers-") as folder:
+        Path(folder).chmod(0o755)
+        home = Path(folder) / "home"
+        prepare(home)
+        (home / "config.toml").write_text(config, encoding="utf-8")
+        with running(home) as addresses:
+            yield home, addresses
+
+
 def _original(folder: Path) -> Path:
     """The cluster, made by the first who asks."""
     found = folder / "pg"

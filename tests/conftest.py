@@ -4,19 +4,16 @@ from __future__ import annotations
 
 import itertools
 import os
-import shutil
 import signal
-import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
-from pathlib import Path
 
 import psycopg
 import pytest
 
 from flq.link.database import Database
 from flq.local.state import Addresses
-from tests.cluster import one_cluster, prepare, running
+from tests.cluster import one_cluster, servers_of_a_copy
 from tests.scratch import in_memory
 
 NUMBERS = itertools.count()
@@ -39,14 +36,8 @@ def pytest_configure(config: pytest.Config) -> None:
 @pytest.fixture(scope="session")
 def servers() -> Iterator[Addresses]:
     """Postgres and Valkey of a session's own, without fsync: no test here pulls the plug."""
-    outer = Path(tempfile.mkdtemp(prefix="flq-servers-"))
-    outer.chmod(0o755)
-    home = outer / "home"
-    prepare(home)
-    (home / "config.toml").write_text("[embedded.postgres]\nfsync = false\nmax_connections = 200\n")
-    with running(home) as addresses:
+    with servers_of_a_copy("[embedded.postgres]\nfsync = false\nmax_connections = 200\n") as (_, addresses):
         yield addresses
-    shutil.rmtree(outer)
 
 
 @pytest.fixture(scope="session")

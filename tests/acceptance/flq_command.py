@@ -59,7 +59,7 @@ class Flq:
 
     def json(self, *arguments: str | Path, code: int = 0) -> Any:
         """The data of `flq ARGUMENTS --json`."""
-        ask = self._asked if arguments[0] in QUESTIONS else self
+        ask = self._asked if arguments[0] in QUESTIONS and self.python == sys.executable else self
         envelope = json.loads(ask(*arguments, "--json", code=code))
         assert envelope["schema_version"] == 1
         assert envelope["status"] == ("ok" if envelope["error"] is None else "error")

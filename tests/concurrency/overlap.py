@@ -45,9 +45,9 @@ class OpenTransaction:
 class Call:
     """A call on a connection of its own, in a thread of its own."""
 
-    def __init__(self, dsn: str, watch: Database, work: Callable[[Database], Any]) -> None:
+    def __init__(self, dsn: str, watch: Database, work: Callable[[Database], Any], *, by_key: bool = False) -> None:
         self.name = f"racer {next(NUMBERS)}"
-        self.db = Database(dsn, application=self.name, by_key=True)  # as nodes and apps come
+        self.db = Database(dsn, application=self.name, by_key=by_key)
         self.value: Any = None
         self.error: Exception | None = None
         self._watch = watch
@@ -117,15 +117,15 @@ class Races:
             finally:
                 connection.execute("SELECT pg_advisory_unlock(%s::bigint)", [GATE])
 
-    def beside(self, work: Callable[[Database], Any]) -> Call:
-        """Begin `work` on another connection."""
-        call = Call(self._dsn, self._db, work)
+    def beside(self, work: Callable[[Database], Any], *, by_key: bool = False) -> Call:
+        """Begin `work` on another connection; with `by_key` on one as nodes and apps have it."""
+        call = Call(self._dsn, self._db, work, by_key=by_key)
         self._calls.append(call)
         return call
 
-    def blocked(self, work: Callable[[Database], Any]) -> Call:
-        """Begin `work` on another connection, and see it wait for a lock."""
-        call = self.beside(work)
+    def blocked(self, work: Callable[[Database], Any], *, by_key: bool = False) -> Call:
+        """The same, and see it wait for a lock."""
+        call = self.beside(work, by_key=by_key)
         eventually(call.waits, what=f"{call.name} to wait for a lock")
         return call
 

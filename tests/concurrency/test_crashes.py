@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import os
-import shutil
 import signal
 import subprocess
-import tempfile
 import threading
 from collections import Counter
 from collections.abc import Iterator
@@ -20,13 +18,13 @@ from flq.errors import Unreachable
 from flq.link import notify, runs, verify
 from flq.link.database import Database
 from flq.link.grid import DbGrid
-from flq.local import federation
 from flq.local.process import python, python_environment
+from flq.local.state import Addresses
 from flq.wire.grid import Pushed
 from flq.wire.ids import NodeId
 from flq.wire.runs import FeedCursor
 from flq.wire.status import ResultStatus, Verdict
-from tests.cluster import prepare, running
+from tests.cluster import servers_of_a_copy
 from tests.concurrency.queue_client import Client
 from tests.integration import link_acts as act
 from tests.integration.link_acts import Doors
@@ -129,10 +127,8 @@ def test_connections_that_were_cut_are_replaced_and_the_caller_hears_of_it_once_
 class Server:
     """A Postgres of a test's own, that is started again whenever it dies."""
 
-    def __init__(self, home: Path) -> None:
+    def __init__(self, home: Path, addresses: Addresses) -> None:
         self._home = home
-        addresses = federation.addresses(home)
-        assert addresses is not None
         self.dsn = addresses.dsn
 
     def fall_over(self) -> None:
@@ -157,13 +153,8 @@ class Server:
 
 @pytest.fixture(scope="module")
 def server() -> Iterator[Server]:
-    outer = Path(tempfile.mkdtemp(prefix="flq-crash-"))
-    outer.chmod(0o755)
-    home = outer / "home"
-    prepare(home)
-    with running(home):
-        yield Server(home)
-    shutil.rmtree(outer)
+    with servers_of_a_copy() as (home, addresses):
+        yield Server(home, addresses)
 
 
 def test_a_server_that_falls_over_again_and_again_loses_and_doubles_nothing(server: Server):

@@ -6,9 +6,7 @@ import os
 import random
 import threading
 from collections import Counter
-from collections.abc import Callable, Iterator
-
-import pytest
+from collections.abc import Callable
 
 from flq.errors import AttemptFenced, LinkError
 from flq.link import results, tasks
@@ -99,22 +97,14 @@ class Worker:
         self._grid.push(push)
 
 
-@pytest.fixture
-def by_key(dsn: str) -> Iterator[Database]:
-    """As nodes and apps come: so that rows are locked in the order of their keys, however small the tables are."""
-    database = Database(dsn, application="flq test", by_key=True)
-    yield database
-    database.close()
-
-
-def test_nobody_deadlocks_and_nothing_is_finished_twice(doors: Doors, db: Database, by_key: Database):
+def test_nobody_deadlocks_and_nothing_is_finished_twice(doors: Doors, db: Database):
     fleet, hosted = doors.fleet(*(f"n{i}" for i in range(NODES)))
     grid, _ = doors.grid()
     for _ in range(5):
         grid.push(act.push(*(node.node_id for node in hosted)))
     shared: list[Lease] = []
     pushing = threading.Lock()
-    workers = [Worker(seed, fleet, hosted, grid, by_key) for seed in range(WORKERS)]
+    workers = [Worker(seed, fleet, hosted, grid, db) for seed in range(WORKERS)]
     threads = [threading.Thread(target=worker.work, args=(shared, OVERLAPS // WORKERS, pushing)) for worker in workers]
     for thread in threads:
         thread.start()

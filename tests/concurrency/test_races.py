@@ -220,6 +220,13 @@ def test_a_take_over_in_the_middle_of_a_claim_gets_the_claimed_task(scene: Scene
     assert scene.late() == 1
 
 
+def test_a_repeated_claim_brings_the_message_to_a_process_that_has_not_read_it(scene: Scene):
+    claim = claiming(scene.process_id, scene.hosted, token=act.token())
+    (first,), (again,) = claim(scene.db).leases, claim(scene.db).leases
+    assert (again.branch, again.kind, again.group, again.manifest) == (0, "train", "1", b"message")
+    assert first == again
+
+
 def test_a_superseded_process_that_repeats_its_claim_gets_nothing(scene: Scene):
     token = act.token()
     claim = claiming(scene.process_id, scene.hosted, token=token)
@@ -279,8 +286,11 @@ def test_submits_for_one_node_do_not_wait_for_each_other(doors: Doors, db: Datab
     assert verdicts == {second.key.task_id: Verdict.ACCEPTED}
 
 
+@pytest.mark.parametrize("by_key", [False, True])
 @pytest.mark.parametrize("name", ["submit", "renew", "release", "cancel"])
-def test_rows_are_locked_by_node_before_they_are_by_task(doors: Doors, db: Database, races: Races, name: str):
+def test_rows_are_locked_by_node_before_they_are_by_task(
+    doors: Doors, db: Database, races: Races, name: str, *, by_key: bool
+):
     """The task of the higher node is the older one: whoever waits for the lower node's does not hold it."""
     fleet, hosted = doors.fleet("a", "b")
     grid, claim = doors.grid()
@@ -302,16 +312,17 @@ def test_rows_are_locked_by_node_before_they_are_by_task(doors: Doors, db: Datab
     }
     with db.transaction() as holder:
         holder.execute("SELECT FROM flq_state.task WHERE task_id = %s FOR UPDATE", [younger])
-        call = races.blocked(works[name])
+        call = races.blocked(works[name], by_key=by_key)
         with db.transaction() as other:
             found = other.execute("SELECT FROM flq_state.task WHERE task_id = %s FOR UPDATE NOWAIT", [older])
             assert found.rowcount == 1
     call.result()
 
 
+@pytest.mark.parametrize("by_key", [False, True])
 @pytest.mark.parametrize("name", ["submit", "renew", "release", "cancel"])
 def test_rows_are_locked_in_key_order_whatever_the_order_of_the_call(
-    doors: Doors, db: Database, races: Races, name: str
+    doors: Doors, db: Database, races: Races, name: str, *, by_key: bool
 ):
     """While another holds the lowest key, whoever comes with any order waits there and holds none of the others."""
     scene = Scene(doors, db, tasks_=3)
@@ -327,8 +338,8 @@ def test_rows_are_locked_in_key_order_whatever_the_order_of_the_call(
     }
     with db.transaction() as holder:
         holder.execute("SELECT FROM flq_state.task WHERE task_id = %s FOR UPDATE", [lowest])
-        first = races.blocked(works[name])
-        second = races.blocked(submitting(*leases))
+        first = races.blocked(works[name], by_key=by_key)
+        second = races.blocked(submitting(*leases), by_key=by_key)
         with db.transaction() as other:
             found = other.execute("SELECT FROM flq_state.task WHERE task_id = %s FOR UPDATE NOWAIT", [highest])
             assert found.rowcount == 1

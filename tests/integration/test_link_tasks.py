@@ -8,9 +8,8 @@ import pytest
 
 from flq.errors import AttemptFenced, NodeUnknown, ObjectsMissing
 from flq.link import attempts, tasks
-from flq.link.cursors import Cursors
 from flq.link.database import Database
-from flq.wire.fleet import Claimed, NodeSpec
+from flq.wire.fleet import NodeSpec
 from flq.wire.ids import NodeId
 from flq.wire.runs import FeedCursor
 from flq.wire.status import Outcome, ResultStatus, Verdict
@@ -298,25 +297,6 @@ def test_exhausted_tasks_are_found_in_every_node_whichever_has_the_older_ones(do
         )
         sweep = tasks.ExhaustedSweep(look=1)
         assert sum(sweep(tx) for _ in range(4)) == 1
-
-
-def test_a_claim_whose_answer_was_lost_brings_its_message_when_it_is_repeated(doors: Doors, db: Database):
-    fleet, hosted = doors.fleet("a")
-    grid, _ = doors.grid()
-    grid.push(act.push(hosted[0].node_id))
-    epochs, token = {hosted[0].node_id: hosted[0].epoch}, act.token()
-    cursors = Cursors()
-    cursors.host(epochs)
-
-    def claim() -> Claimed:
-        return tasks.claim(
-            db, process_id=fleet._connected().process_id, epochs=epochs, cursors=cursors, per_node=1, total=1,
-            token=token, known=tasks.Batches(),
-        )  # fmt: skip
-
-    (first,), (again,) = claim().leases, claim().leases
-    assert (again.branch, again.kind, again.group, again.manifest) == (0, "train", "1", b"message")
-    assert first == again
 
 
 def test_a_feed_has_no_gap_behind_a_late_commit_and_no_row_twice(doors: Doors, db: Database):
