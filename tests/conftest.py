@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import os
 import signal
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 
@@ -20,6 +21,10 @@ NUMBERS = itertools.count()
 
 # Threads of linear algebra wait by spinning, and would take the processor from all other processes of the tests.
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+
+# A thousand processes import flq. Where the environment forbids byte code, as in many containers, each would compile it.
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+sys.dont_write_bytecode = False
 
 # A shell starts what runs in its background with Ctrl-C ignored, and so would be all that the tests start.
 signal.signal(signal.SIGINT, signal.default_int_handler)
