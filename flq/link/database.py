@@ -33,12 +33,18 @@ PLANNING: Final = {"jit": "off", "plan_cache_mode": "force_generic_plan"}
 
 BY_KEY: Final = {"enable_seqscan": "off", "enable_bitmapscan": "off"}
 """For the doors of apps and nodes: a statement planned once, while tables are small, would go on reading them whole, or
-all open tasks of a node where a few in order are wanted."""
+all open tasks of a node where a few in order are wanted. And a submit locks tasks as it reads them: in key order."""
 
-_LIMIT: Final = sql.SQL("; ").join(
-    sql.SQL("SET LOCAL {} = {}").format(sql.Identifier(name), sql.Literal(value))
-    for name, value in {**LIMITS, "jit": "off"}.items()
-)
+
+def _set_local(settings: Mapping[str, str]) -> sql.Composed:
+    return sql.SQL("; ").join(
+        sql.SQL("SET LOCAL {} = {}").format(sql.Identifier(name), sql.Literal(value))
+        for name, value in settings.items()
+    )
+
+
+_LIMIT: Final = _set_local({**LIMITS, "jit": "off"})
+_LIMIT_BY_KEY: Final = _set_local({**LIMITS, "jit": "off", **BY_KEY})
 
 _POOLED: Final[dict[str, bool]] = {}
 """What has been found out of each DSN: whether a transaction pooler stands between."""
@@ -50,13 +56,13 @@ POOL_SIZE = 6
 def connect(dsn: str, *, application: str, by_key: bool = False) -> Tx:
     """Open a connection of one's own in autocommit mode. Raises `DatabaseUnreachable`.
 
-    With `by_key` its prepared statements never read a whole table if there is an index.
+    With `by_key` its statements never read a whole table if there is an index.
     """
     with connecting():
         if _POOLED.get(dsn):
-            connection = _connect_pooled(dsn, application)
+            connection = _connect_pooled(dsn, application, by_key=by_key)
         else:
-            connection = _connect_directly(dsn, application, {**PLANNING, **(BY_KEY if by_key else {})})
+            connection = _connect_directly(dsn, application, by_key=by_key)
     # psycopg would send a number as int2, int4 or int8, whatever it fits in: a statement for each, and a plan for each
     connection.adapters.register_dumper(int, Int8Dumper)
     return connection
@@ -108,6 +114,8 @@ class PooledCursor(Cursor[Row]):
 
 class PooledConnection(Connection[Row]):
     """A connection through a transaction pooler: no prepared statements, and limits set in each transaction."""
+
+    by_key = False
 
     @contextmanager
     def transaction(self, *args: Any, **kwargs: Any) -> Iterator[Any]:
@@ -183,29 +191,32 @@ class Database:
             self._idle.append(taken)
 
 
-def _connect_directly(dsn: str, application: str, planning: Mapping[str, str]) -> Tx:
-    options = " ".join(f"-c {name}={value}" for name, value in {**LIMITS, **planning}.items())
+def _connect_directly(dsn: str, application: str, *, by_key: bool) -> Tx:
+    settings = {**LIMITS, **PLANNING, **(BY_KEY if by_key else {})}
+    options = " ".join(f"-c {name}={value}" for name, value in settings.items())
     try:
         connection: Tx = psycopg.connect(dsn, autocommit=True, **_session(dsn, application, options=options))
     except psycopg.OperationalError as exc:
         if "unsupported startup parameter" not in str(exc):
             raise
         _POOLED[dsn] = True
-        return _connect_pooled(dsn, application)
+        return _connect_pooled(dsn, application, by_key=by_key)
     if dsn not in _POOLED:
         # a pooler hands out process ids of its own making; asked for, the server tells the real one
         row = connection.execute("SELECT pg_backend_pid()").fetchone()
         _POOLED[dsn] = row != (connection.info.backend_pid,)
         if _POOLED[dsn]:
             connection.close()
-            return _connect_pooled(dsn, application)
+            return _connect_pooled(dsn, application, by_key=by_key)
     return connection
 
 
-def _connect_pooled(dsn: str, application: str) -> Tx:
-    return PooledConnection.connect(
+def _connect_pooled(dsn: str, application: str, *, by_key: bool) -> Tx:
+    connection = PooledConnection.connect(
         dsn, autocommit=True, prepare_threshold=None, cursor_factory=PooledCursor, **_session(dsn, application)
     )
+    connection.by_key = by_key
+    return connection
 
 
 def _session(dsn: str, application: str, **more: str) -> dict[str, Any]:
@@ -224,9 +235,9 @@ def _limited(connection: Connection[Any]) -> Iterator[None]:
         yield
 
 
-def _limit(connection: Connection[Any]) -> None:
+def _limit(connection: PooledConnection) -> None:
     """One round trip, and no query yet: an isolation level may still follow."""
-    connection.execute(_LIMIT)
+    connection.execute(_LIMIT_BY_KEY if connection.by_key else _LIMIT)
 
 
 def _lives(idle: Tx) -> bool:

@@ -9,7 +9,7 @@ from collections import Counter
 from collections.abc import Callable
 
 from flq.errors import AttemptFenced, LinkError
-from flq.link import results, tasks
+from flq.link import tasks
 from flq.link.database import Database
 from flq.link.fleet import DbFleet
 from flq.link.grid import DbGrid
@@ -67,7 +67,7 @@ class Worker:
         del shared[:-40]
 
     def _submit(self, shared: list[Lease]) -> None:
-        for task, verdict in results.submit(self._db, [act.reply(lease) for lease in self._some(shared)]).items():
+        for task, verdict in self._fleet.submit([act.reply(lease) for lease in self._some(shared)]).items():
             self.verdicts[verdict] += 1
             if verdict is Verdict.ACCEPTED:
                 self.accepted.append(task)

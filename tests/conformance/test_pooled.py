@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import closing
 
 import pytest
 from psycopg import sql
@@ -47,6 +48,18 @@ def test_every_statement_and_every_transaction_has_its_limits(behind: Database, 
                 assert limits(connection) == LIMITS
     with db.connection() as connection:
         assert limits(connection) == LIMITS
+
+
+def test_who_works_by_key_does_so_behind_a_pooler_too(behind: Database, db: Database):
+    """A submit locks its tasks in the order in which it reads them."""
+    for dsn in (behind.dsn, db.dsn):
+        with closing(Database(dsn, application="flq pooled test", by_key=True)) as hot, hot.connection() as connection:
+            row = connection.execute(
+                "SELECT current_setting('enable_seqscan'), current_setting('enable_bitmapscan')"
+            ).fetchone()
+            assert row == ("off", "off")
+            with connection.transaction():
+                assert connection.execute("SHOW enable_seqscan").fetchone() == ("off",)
 
 
 def test_a_statement_that_takes_too_long_is_cut(behind: Database, monkeypatch: pytest.MonkeyPatch):

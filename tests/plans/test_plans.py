@@ -61,6 +61,15 @@ def claim_values(nodes: Sequence[int], known: Mapping[int, int], *, beyond: int)
     }  # fmt: skip
 
 
+def reply_values(count: int) -> dict[str, Any]:
+    """The columns of a submit beside its keys."""
+    return {
+        "statuses": ["ok"] * count, "error_codes": [None] * count, "error_texts": [None] * count,
+        "manifests": [b"m"] * count, "metrics": [None] * count, "payload_bytes": [0] * count, "started": [0.0] * count,
+        "ended": [0.0] * count, "object_tasks": [], "objects": [],
+    }  # fmt: skip
+
+
 class Filled:
     """A database with open tasks and results, and examples of what the hot statements are asked."""
 
@@ -102,13 +111,8 @@ class Filled:
         if name == "claim":
             return self.claim(NODES)
         keys = self.keys(tx)
-        ten = [0.0] * 10
         extra: dict[str, dict[str, Any]] = {
-            "submit": {
-                "statuses": ["ok"] * 10, "error_codes": [None] * 10, "error_texts": [None] * 10,
-                "manifests": [b"m"] * 10, "metrics": [None] * 10, "payload_bytes": [0] * 10, "started": ten,
-                "ended": ten, "object_tasks": [], "objects": [],
-            },
+            "submit": reply_values(10),
             "renew": {"lease": 15.0},
             "end_tasks": {"status": "cancelled", "error_code": 3, "error_text": "x"},
             "arrived": {"xmin": 0, "batch_ids": keys["batch_ids"][:1]},
@@ -196,7 +200,7 @@ def test_statements_that_are_planned_while_tables_are_small_go_by_key_too(doors:
     with closing(hot), hot.connection() as tx:
         for name, values in {
             "claim": claim, "claim_again": claim, "renew": {**keys, "lease": 15.0}, "release": keys,
-            "stored_before": keys, "replies": keys,
+            "stored_before": keys, "replies": keys, "submit": {**keys, **reply_values(3)},
         }.items():  # fmt: skip
             with tx.transaction(force_rollback=True):
                 plan = explain(tx, statement(name), values, generic=True)
@@ -204,6 +208,34 @@ def test_statements_that_are_planned_while_tables_are_small_go_by_key_too(doors:
                 t for t in ("task", "batch", "result", "node") for s in plan.scans(t) if s.kind == "Seq Scan"
             }
     assert {name: tables for name, tables in wrong.items() if tables} == {}
+
+
+@pytest.mark.parametrize("known", ["nothing", "no tasks", "a few tasks"])
+def test_a_submit_reads_its_tasks_in_the_order_in_which_they_are_sorted(
+    doors: Doors, dsn: str, db: Database, known: str
+):
+    """It locks as it reads: with a plan that begins with the table, as the tasks lie there, two could deadlock."""
+    _, hosted = doors.fleet("a", "b", "c")
+    grid, _ = doors.grid()
+    if known == "no tasks":
+        with db.connection() as connection:
+            connection.execute("VACUUM ANALYZE flq_state.task")
+    pushed = grid.push(act.push(*[node.node_id for node in hosted]))
+    if known == "a few tasks":
+        with db.connection() as connection:
+            connection.execute("VACUUM ANALYZE flq_state.task")
+    keys = {
+        "node_ids": [node.node_id for node in hosted], "run_ids": [1] * 3, "task_ids": list(pushed.task_ids),
+        "batch_ids": [pushed.batch_id] * 3, "tokens": [7] * 3,
+    }  # fmt: skip
+    hot = Database(dsn, application="test", by_key=True)
+    with closing(hot), hot.connection() as tx:
+        plans = [
+            explain(tx, statement("submit"), {**keys, **reply_values(3)}, generic=generic) for generic in (True, False)
+        ]
+    reads = [node for plan in plans for node in plan.nodes() if node.get("Alias") == "t" and "Index Name" in node]
+    assert [(node["Index Name"], node["Actual Loops"]) for node in reads] == [("pk_task", 3)] * 2
+    assert all("s.task_id" in node["Index Cond"] for node in reads)
 
 
 def test_hot_statements_are_short_enough_to_be_parsed_once():
