@@ -17,6 +17,11 @@ from sqlalchemy.types import UserDefinedType
 SQL = Path(__file__).parent.parent / "sql"
 ENUMS = ("run_status", "outcome", "attempt_status", "result_status", "process_kind", "object_holder", "step_kind")
 
+WRITTEN_EACH_ROUND = (
+    "task", "task_message", "task_attempt", "batch", "step", "checkpoint", "round_metric", "run_attempt",
+    "client_state", "object", "object_chunk", "object_ref", "object_pin",
+)  # fmt: skip
+
 revision: str = "0001"
 down_revision: str | None = None
 
@@ -535,6 +540,11 @@ def upgrade() -> None:
     )
     for table, column in (("object_chunk", "data"), ("bundle", "data")):
         op.execute(f"ALTER TABLE flq_state.{table} ALTER COLUMN {column} SET STORAGE EXTERNAL")
+    for table in WRITTEN_EACH_ROUND:  # as partitions are: see make_partitions
+        op.execute(
+            f"ALTER TABLE flq_state.{table}"
+            " SET (autovacuum_analyze_scale_factor = 1, autovacuum_analyze_threshold = 10000)"
+        )
     op.execute((SQL / "0001_functions.sql").read_text(encoding="utf-8"))
     op.execute("SELECT flq_state.make_partitions()")
     op.execute((SQL / "0001_views.sql").read_text(encoding="utf-8"))

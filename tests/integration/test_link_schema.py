@@ -81,3 +81,15 @@ def test_partitions_are_made_ahead_and_once(db: Database):
     with db.transaction() as tx:
         tx.execute("DROP TABLE flq_state.result_p000001")
     assert maintenance.make_partitions(db) == ["result_p000001"]
+
+
+def test_what_each_round_writes_to_is_analyzed_when_it_has_doubled(db: Database):
+    """Each analysis has every session plan its statements anew, in memory that it does not give back at once."""
+    with db.connection() as connection:
+        rows = connection.execute(
+            "SELECT relname FROM pg_class WHERE relnamespace = 'flq_state'::regnamespace"
+            " AND reloptions @> '{autovacuum_analyze_scale_factor=1}'"
+        ).fetchall()
+    seldom = {name for (name,) in rows}
+    assert {"task", "batch", "step", "checkpoint", "result_p000000", "result_p000001"} <= seldom
+    assert any(name.startswith("log_line_p") for name in seldom)
