@@ -22,7 +22,7 @@ NUMBERS = itertools.count()
 # Threads of linear algebra wait by spinning, and would take the processor from all other processes of the tests.
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
-# A thousand processes import flq. Where the environment forbids byte code, as in many containers, each would compile it.
+# A thousand processes import flq: each would compile it where the environment forbids byte code, as in many containers.
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
 sys.dont_write_bytecode = False
 
@@ -57,9 +57,10 @@ def admin(servers: Addresses) -> Callable[[str], None]:
 
 
 @pytest.fixture(scope="session")
-def template(admin: Callable[[str], None]) -> str:
+def template(servers: Addresses, admin: Callable[[str], None]) -> str:
     """The name of a database with flq's schema that nobody is connected to, to be cloned."""
     admin("CREATE DATABASE flq_template TEMPLATE flq")
+    psycopg.connect(servers.dsn, dbname="flq_template").close()  # the first session leaves a cache of the catalog there
     return "flq_template"
 
 

@@ -20,6 +20,13 @@ def flq() -> Iterator[Flq]:
 
 
 @pytest.fixture
+def prepared() -> Iterator[Flq]:
+    """The command, with the home of a federation that has been up and did nothing."""
+    with temporary_home(prepared=True) as home:
+        yield Flq(home)
+
+
+@pytest.fixture
 def cold() -> Iterator[Flq]:
     """The command, with an empty home."""
     with temporary_home() as home:

@@ -17,6 +17,7 @@ from click.testing import CliRunner
 
 from flq.cli.main import main
 from flq.local.process import python_environment
+from tests.acceptance.fork_server import fork_server
 from tests.integration.local_home import processes
 
 PATIENCE = 60.0
@@ -39,6 +40,11 @@ class Flq:
         others = {name: None for name in os.environ if name.startswith("FLQ_")}
         return python_environment({**others, "FLQ_HOME": str(self.home), "NO_COLOR": "1", **self.variables})
 
+    @property
+    def _can_be_forked(self) -> bool:
+        """Whether a process of this Python would do: one that has started already, with the variables of Python set."""
+        return self.python == sys.executable and not any(name.startswith("PYTHON") for name in self.variables)
+
     def start(self, *arguments: str | Path, **options: Any) -> subprocess.Popen[str]:
         """Start `flq ARGUMENTS`, its output in pipes."""
         return subprocess.Popen(
@@ -48,14 +54,22 @@ class Flq:
 
     def __call__(self, *arguments: str | Path, code: int = 0, **options: Any) -> str:
         """What `flq ARGUMENTS` prints on stdout; it must exit with `code`."""
+        done = self.ended(*arguments, **options)
+        what = f"flq {' '.join(map(str, arguments))}: {done.returncode}\n{done.stdout}\n{done.stderr}"
+        assert done.returncode == code, what
+        return done.stdout
+
+    def ended(self, *arguments: str | Path, **options: Any) -> subprocess.CompletedProcess[str]:
+        """`flq ARGUMENTS`, which has ended; killed after `PATIENCE`."""
+        if self._can_be_forked and not options:
+            return fork_server().run([*map(str, arguments)], environment=self.environment, timeout=PATIENCE)
         process = self.start(*arguments, **options)
         try:
             out, err = process.communicate(timeout=PATIENCE)
         except subprocess.TimeoutExpired:
             process.kill()
             out, err = process.communicate()
-        assert process.returncode == code, f"flq {' '.join(map(str, arguments))}: {process.returncode}\n{out}\n{err}"
-        return out
+        return subprocess.CompletedProcess(process.args, process.returncode, out, err)
 
     def json(self, *arguments: str | Path, code: int = 0) -> Any:
         """The data of `flq ARGUMENTS --json`."""

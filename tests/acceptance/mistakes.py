@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tests.acceptance.flq_command import PATIENCE, Flq
+from tests.acceptance.flq_command import Flq
 
 OUR_FRAME = re.compile(r'File ".*(/flq/\w+/|site-packages)')
 
@@ -25,9 +25,8 @@ class Mistake:
 
 def mistake(flq: Flq, *arguments: str | Path, code: int, **options: Any) -> Mistake:
     """Run a command that must fail with `code`, one error and the way out."""
-    process = flq.start(*arguments, **options)
-    out, err = process.communicate(timeout=PATIENCE)
-    return seen(process.returncode, out, err, code=code)
+    done = flq.ended(*arguments, **options)
+    return seen(done.returncode, done.stdout, done.stderr, code=code)
 
 
 def seen(returncode: int, out: str, err: str, *, code: int) -> Mistake:
@@ -42,11 +41,10 @@ def seen(returncode: int, out: str, err: str, *, code: int) -> Mistake:
 
 def as_json(flq: Flq, *arguments: str | Path, code: int, **options: Any) -> dict[str, Any]:
     """The error in the last line of a command with `--json` that must fail with `code`."""
-    process = flq.start(*arguments, "--json", **options)
-    out, err = process.communicate(timeout=PATIENCE)
-    assert process.returncode == code, f"{process.returncode}\n{out}\n{err}"
-    assert "Traceback" not in err, err
-    envelope = json.loads(out.splitlines()[-1])
+    done = flq.ended(*arguments, "--json", **options)
+    assert done.returncode == code, f"{done.returncode}\n{done.stdout}\n{done.stderr}"
+    assert "Traceback" not in done.stderr, done.stderr
+    envelope = json.loads(done.stdout.splitlines()[-1])
     assert (envelope["schema_version"], envelope["status"]) == (1, "error")
     error: dict[str, Any] = envelope["error"]
     assert error.keys() == {"code", "message", "hint"}
@@ -69,9 +67,9 @@ class Failed:
 
 def failed_run(flq: Flq, app: Path, name: str, *options: str) -> Failed:
     """Stream a run that must fail by its app: no frame of ours is shown, and the run is finished with a reason."""
-    process = flq.start("run", app, "--stream", "--name", name, *options)
-    out, err = process.communicate(timeout=PATIENCE)
-    assert process.returncode == 1, f"{process.returncode}\n{out}\n{err}"
+    done = flq.ended("run", app, "--stream", "--name", name, *options)
+    out, err = done.stdout, done.stderr
+    assert done.returncode == 1, f"{done.returncode}\n{out}\n{err}"
     assert not OUR_FRAME.search(out + err), out + err
     (row,) = flq.sql(f"select status, outcome, reason from flq.runs where run = '{name}'")
     assert (row["status"], row["outcome"]) == ("finished", "failed")

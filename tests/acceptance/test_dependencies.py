@@ -183,8 +183,8 @@ def wheels() -> Iterator[Path]:
 NEEDS = CLIENT.replace('print("training', 'import wardtools\n        print(wardtools.version)\n        print("training')
 
 
-def test_a_federation_that_installs_what_apps_need(cold: Flq, wheels: Path, tmp_path: Path):
-    flq = Flq(cold.home, pip_settings(wheels))
+def test_a_federation_that_installs_what_apps_need(prepared: Flq, wheels: Path, tmp_path: Path):
+    flq = Flq(prepared.home, pip_settings(wheels))
     flq("up", "--nodes", "2", "--install-deps")
     folder = app(tmp_path, "wardtools>=2", client=NEEDS)
     flq("run", folder, "--wait", "--name", "first")
@@ -198,16 +198,16 @@ def test_a_federation_that_installs_what_apps_need(cold: Flq, wheels: Path, tmp_
     assert "running" in flq.json("up", "--install-deps", code=1)["message"]
 
 
-def test_a_federation_of_one_node_keeps_it_when_it_grows(cold: Flq, tmp_path: Path):
+def test_a_federation_of_one_node_keeps_it_when_it_grows(prepared: Flq, tmp_path: Path):
     counts = CLIENT.replace(
         'print("training',
         'state = context.state.metric_records.setdefault("seen", MetricRecord({"n": 0}))\n'
         '        state["n"] += 1\n        print("training',
     )
-    cold("up", "--nodes", "1")
-    assert online(cold) == {"node-1"}
-    cold("run", app(tmp_path, client=counts), "--wait", "-c", "nodes=1 num-rounds=1")
-    (state,) = (cold.home / "nodes").glob("*/state/*/node-1")
-    cold("up", "--nodes", "2")
-    assert online(cold) == {"node-1", "node-2"}
-    assert state.is_relative_to(cold.home / "nodes" / "node")  # which is theirs, and stays
+    prepared("up", "--nodes", "1")
+    assert online(prepared) == {"node-1"}
+    prepared("run", app(tmp_path, client=counts), "--wait", "-c", "nodes=1 num-rounds=1")
+    (state,) = (prepared.home / "nodes").glob("*/state/*/node-1")
+    prepared("up", "--nodes", "2")
+    assert online(prepared) == {"node-1", "node-2"}
+    assert state.is_relative_to(prepared.home / "nodes" / "node")  # which is theirs, and stays

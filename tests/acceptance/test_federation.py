@@ -39,19 +39,19 @@ def test_run_starts_a_federation_says_so_and_leaves_it_up(cold: Flq, tmp_path: P
     assert [run["name"] for run in cold.json("ls")] == ["first"]
 
 
-def test_run_grows_the_federation_to_the_nodes_it_needs(cold: Flq, tmp_path: Path):
-    cold("up", "--nodes", "1")
-    (only,) = cold.json("nodes")
-    cold("run", make_app(tmp_path), "--wait", "--nodes", "3", "--name", "grown")
-    nodes = {node["name"]: node for node in cold.json("nodes")}
+def test_run_grows_the_federation_to_the_nodes_it_needs(prepared: Flq, tmp_path: Path):
+    prepared("up", "--nodes", "1")
+    (only,) = prepared.json("nodes")
+    prepared("run", make_app(tmp_path), "--wait", "--nodes", "3", "--name", "grown")
+    nodes = {node["name"]: node for node in prepared.json("nodes")}
     assert sorted(nodes) == ["node-1", "node-2", "node-3"]
     assert nodes["node-1"]["node_id"] == only["node_id"]
     assert all(node["online"] for node in nodes.values())
-    assert cold.sql("select count(distinct node) as n from flq.tasks where run = 'grown'") == [{"n": 3}]
+    assert prepared.sql("select count(distinct node) as n from flq.tasks where run = 'grown'") == [{"n": 3}]
 
 
-def test_a_killed_supervisor_leaves_nothing_running_and_the_history_intact(cold: Flq, tmp_path: Path):
-    cold("run", make_app(tmp_path / "a"), "--wait", "--name", "before")
+def test_a_killed_supervisor_leaves_nothing_running_and_the_history_intact(prepared: Flq, tmp_path: Path):
+    prepared("run", make_app(tmp_path / "a"), "--wait", "--name", "before")
     sleeper = make_app(
         tmp_path / "b", client="""
             import time
@@ -64,14 +64,14 @@ def test_a_killed_supervisor_leaves_nothing_running_and_the_history_intact(cold:
         """,
     )  # fmt: skip
     # one slot stays free for the run that comes after: this one is there again too, and goes on
-    cold("run", sleeper, "--name", "busy", "--on", "node-1", "--run-config", "nodes=1")
+    prepared("run", sleeper, "--name", "busy", "--on", "node-1", "--run-config", "nodes=1")
     leased = "select count(*) as n from flq.tasks where run = 'busy' and status = 'leased'"
-    eventually(lambda: cold.sql(leased)[0]["n"] == 1, what="a client at work")
-    assert len(cold.processes()) > 8
-    os.kill(cold.json("status")["pid"], signal.SIGKILL)
-    eventually(lambda: not cold.processes(), timeout=20, what="the end of every process")
-    cold("run", tmp_path / "a", "--wait", "--name", "after")
-    found = {run["name"]: run["outcome"] for run in cold.json("ls")}
+    eventually(lambda: prepared.sql(leased)[0]["n"] == 1, what="a client at work")
+    assert len(prepared.processes()) > 8
+    os.kill(prepared.json("status")["pid"], signal.SIGKILL)
+    eventually(lambda: not prepared.processes(), timeout=20, what="the end of every process")
+    prepared("run", tmp_path / "a", "--wait", "--name", "after")
+    found = {run["name"]: run["outcome"] for run in prepared.json("ls")}
     assert found["before"] == found["after"] == "completed"
     assert found["busy"] is None
 
@@ -87,10 +87,10 @@ def get(url: str) -> Any:
         return json.load(response)
 
 
-def test_celery_flower_lists_the_jobs_by_the_run_s_name(cold: Flq, tmp_path: Path):
-    cold("up")
+def test_celery_flower_lists_the_jobs_by_the_run_s_name(prepared: Flq, tmp_path: Path):
+    prepared("up")
     url = f"http://127.0.0.1:{(port := free_port())}"
-    monitor = cold.start("monitor", "--port", str(port))
+    monitor = prepared.start("monitor", "--port", str(port))
     try:
 
         def workers() -> bool:
@@ -100,7 +100,7 @@ def test_celery_flower_lists_the_jobs_by_the_run_s_name(cold: Flq, tmp_path: Pat
                 return False
 
         eventually(workers, timeout=30, what="the worker in Celery Flower")
-        cold("run", make_app(tmp_path), "--wait", "--name", "watched")
+        prepared("run", make_app(tmp_path), "--wait", "--name", "watched")
 
         def listed() -> bool:
             jobs = get(f"{url}/api/tasks").values()

@@ -13,7 +13,7 @@ from flq.apps.bundle import pack
 from flq.apps.project import load_project
 from flq.link.control import DbControl
 from flq.local import federation
-from tests.acceptance.flq_command import PATIENCE, Flq
+from tests.acceptance.flq_command import Flq
 from tests.acceptance.make_app import CLIENT, SERVER, make_app
 from tests.acceptance.mistakes import failed_run
 from tests.integration import link_acts
@@ -128,9 +128,9 @@ def test_a_clientapp_that_raises_on_every_node(flq: Flq, tmp_path: Path):
 
 def test_a_clientapp_that_raises_on_one_node_is_named_and_the_run_goes_on(flq: Flq, tmp_path: Path):
     line = 'if context.node_config["partition-id"] == 2: raise ValueError("no such column: age")'
-    process = flq.start("run", make_app(tmp_path, client=client_with(line)), "--stream", "--name", "one-raises")
-    out, err = process.communicate(timeout=PATIENCE)
-    assert process.returncode == 0, out + err
+    done = flq.ended("run", make_app(tmp_path, client=client_with(line)), "--stream", "--name", "one-raises")
+    out, err = done.stdout, done.stderr
+    assert done.returncode == 0, out + err
     assert out.splitlines()[-1] == "sum 8.0"
     told = "the reply of node-3 is not used: error 2: ClientApp raised ValueError: no such column: age"
     assert err.count(told) == 2  # once a round

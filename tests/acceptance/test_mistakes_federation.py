@@ -140,16 +140,17 @@ def test_the_port_of_the_monitor_is_taken(flq: Flq):
     assert told.message == "Celery Flower cannot listen on 192.0.2.1 port 5555: Cannot assign requested address"
 
 
-def test_the_port_of_postgres_is_taken(cold: Flq):
-    cold.home.mkdir()
+def test_the_port_of_postgres_is_taken(prepared: Flq):
     with taken_port() as port:
-        (cold.home / "config.toml").write_text(f"[embedded.postgres]\nlisten_addresses = '127.0.0.1'\nport = {port}\n")
-        told = mistake(cold, "up", code=1)
+        (prepared.home / "config.toml").write_text(
+            f"[embedded.postgres]\nlisten_addresses = '127.0.0.1'\nport = {port}\n"
+        )
+        told = mistake(prepared, "up", code=1)
     assert "postgres ended with exit code 1" in told.message
     assert 'could not bind IPv4 address "127.0.0.1": Address already in use' in told.message
-    assert told.hint == f"its log is {cold.home}/log/postgres.log"
-    assert not cold.processes()
-    cold("up")  # with the port free again
+    assert told.hint == f"its log is {prepared.home}/log/postgres.log"
+    assert not prepared.processes()
+    prepared("up")  # with the port free again
 
 
 @only_root

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.acceptance.flq_command import PATIENCE, Flq
+from tests.acceptance.flq_command import Flq
 from tests.acceptance.make_app import CLIENT, make_app
 from tests.acceptance.mistakes import OUR_FRAME, failed_run
 
@@ -41,9 +41,9 @@ def test_one_bad_reply_is_left_out_and_the_others_count(
     flq: Flq, tmp_path: Path, *, name: str, statement: str, examples: str, reason: str
 ):
     app = make_app(tmp_path, client=spoilt(statement, on="p == 1", examples=examples))
-    process = flq.start("run", app, "--stream", "--name", f"one-{name}", "--run-config", "num-rounds=1")
-    out, err = process.communicate(timeout=PATIENCE)
-    assert process.returncode == 0, out + err
+    done = flq.ended("run", app, "--stream", "--name", f"one-{name}", "--run-config", "num-rounds=1")
+    out, err = done.stdout, done.stderr
+    assert done.returncode == 0, out + err
     assert out.splitlines()[-1] == "sum 4.0"  # the mean of the three others
     (told,) = [line for line in err.splitlines() if "is not used" in line]
     assert told.startswith("flq.app: the reply of node-2 is not used: ")
@@ -73,10 +73,9 @@ def test_a_round_of_bad_replies_ends_the_run_with_one_reason(
 def test_a_metric_that_is_no_number_any_more_is_shown_as_such(flq: Flq, tmp_path: Path):
     """A training that diverges has a loss of NaN, which JSON does not know."""
     app = make_app(tmp_path, client=spoilt("pass", loss="float('nan') if p == 1 else float('inf')"))
-    process = flq.start("run", app, "--stream", "--name", "diverges")
-    out, err = process.communicate(timeout=PATIENCE)
-    assert process.returncode == 0, out + err
-    assert "train_loss nan" in err
+    done = flq.ended("run", app, "--stream", "--name", "diverges")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "train_loss nan" in done.stderr
     assert "train_loss" in flq("show", "diverges")
     rounds = flq.json("show", "diverges")["rounds"]
     assert [found["metrics"]["train_loss"] for found in rounds] == ["nan", "nan"]

@@ -45,6 +45,13 @@ def home() -> Iterator[Path]:
         yield home
 
 
+@pytest.fixture
+def prepared() -> Iterator[Path]:
+    """The home of a federation that has been up and did nothing."""
+    with temporary_home(prepared=True) as home:
+        yield home
+
+
 def query(addresses: Addresses, statement: str) -> str:
     with psycopg.connect(addresses.dsn, connect_timeout=5) as connection:
         cursor = connection.execute(statement.encode())
@@ -87,35 +94,35 @@ def test_the_first_start_makes_a_durable_database_with_the_schema(home: Path):
     assert "everysec" in valkey(addresses, "CONFIG GET appendfsync")
 
 
-def test_history_outlives_down_and_up(home: Path):
-    remember(federation.up(home))
-    federation.down(home)
-    assert processes(home) == []
-    assert remembers(federation.up(home))
+def test_history_outlives_down_and_up(prepared: Path):
+    remember(federation.up(prepared))
+    federation.down(prepared)
+    assert processes(prepared) == []
+    assert remembers(federation.up(prepared))
 
 
-def test_killed_servers_come_back_with_their_data(home: Path):
-    addresses = federation.up(home)
+def test_killed_servers_come_back_with_their_data(prepared: Path):
+    addresses = federation.up(prepared)
     remember(addresses)
-    stand_ins = {name: pid_of(home, name) for name in ("superlink", "superexec", "supernode")}
+    stand_ins = {name: pid_of(prepared, name) for name in ("superlink", "superexec", "supernode")}
     for name in ("postgres", "valkey"):
-        former = pid_of(home, name)
+        former = pid_of(prepared, name)
         kill(former)
-        wait_until_restarted(home, name, former=former)
+        wait_until_restarted(prepared, name, former=former)
     assert remembers(addresses)
-    assert {name: pid_of(home, name) for name in stand_ins} == stand_ins
+    assert {name: pid_of(prepared, name) for name in stand_ins} == stand_ins
 
 
-def test_a_killed_supervisor_leaves_no_server_and_the_next_one_has_the_history(home: Path):
-    addresses = federation.up(home)
+def test_a_killed_supervisor_leaves_no_server_and_the_next_one_has_the_history(prepared: Path):
+    addresses = federation.up(prepared)
     remember(addresses)
     with psycopg.connect(addresses.dsn):  # an open session does not hold the end up
-        kill_supervisor(home)
-        assert remembers(federation.up(home))
-    log = (home / "log" / "postgres.log").read_text()
+        kill_supervisor(prepared)
+        assert remembers(federation.up(prepared))
+    log = (prepared / "log" / "postgres.log").read_text()
     assert "database system was not properly shut down" not in log
-    kill_supervisor(home)
-    eventually(lambda: not processes(home), what="the end of all processes")
+    kill_supervisor(prepared)
+    eventually(lambda: not processes(prepared), what="the end of all processes")
 
 
 def test_an_end_during_the_very_first_start_leaves_no_half_cluster(home: Path):
@@ -129,15 +136,15 @@ def test_an_end_during_the_very_first_start_leaves_no_half_cluster(home: Path):
     assert list(home.glob("pg.init-*")) == []
 
 
-def test_settings_of_the_configuration_take_effect_at_the_next_start(home: Path):
-    addresses = federation.up(home)
+def test_settings_of_the_configuration_take_effect_at_the_next_start(prepared: Path):
+    addresses = federation.up(prepared)
     assert query(addresses, "SHOW shared_buffers") == "128MB"
     assert query(addresses, "SHOW shared_preload_libraries") == "pg_stat_statements"
-    federation.down(home)
-    (home / "config.toml").write_text(
+    federation.down(prepared)
+    (prepared / "config.toml").write_text(
         "[embedded.postgres]\nshared_buffers = '64MB'\nwork_mem = 8192\nlog_lock_waits = true\n"
     )
-    federation.up(home)
+    federation.up(prepared)
     assert query(addresses, "SHOW shared_buffers") == "64MB"
     assert query(addresses, "SHOW work_mem") == "8MB"
     assert query(addresses, "SHOW log_lock_waits") == "on"
@@ -161,17 +168,17 @@ def test_data_of_another_version_is_not_touched(home: Path):
     assert [path.name for path in (home / "pg").iterdir()] == ["PG_VERSION"]
 
 
-def test_a_pid_file_that_names_a_stranger_does_not_stop_postgres(home: Path):
-    addresses = federation.up(home)
+def test_a_pid_file_that_names_a_stranger_does_not_stop_postgres(prepared: Path):
+    addresses = federation.up(prepared)
     remember(addresses)
-    kill(pid_of(home, "postgres"))
-    federation.down(home)
-    pid_file = home / "pg" / "postmaster.pid"
+    kill(pid_of(prepared, "postgres"))
+    federation.down(prepared)
+    pid_file = prepared / "pg" / "postmaster.pid"
     if not pid_file.exists():  # Postgres may have come back before the end
-        pid_file.write_text(f"1\n{home / 'pg'}\n1\n5432\n\n\n\nready   \n")
+        pid_file.write_text(f"1\n{prepared / 'pg'}\n1\n5432\n\n\n\nready   \n")
     lines = pid_file.read_text().splitlines()
     pid_file.write_text("\n".join([str(os.getpid()), *lines[1:]]) + "\n")
-    assert remembers(federation.up(home))
+    assert remembers(federation.up(prepared))
 
 
 def test_a_home_with_a_long_path_has_its_sockets_elsewhere(home: Path):
