@@ -14,6 +14,7 @@ FEWEST = 8
 
 Images = NDArray[np.float32]
 Labels = NDArray[np.int64]
+Indices = NDArray[np.intp]
 
 
 @cache
@@ -26,20 +27,21 @@ def load() -> tuple[Images, Labels]:
 def held_out(seed: int) -> tuple[Images, Labels]:
     """The fifth that no node sees."""
     images, labels = load()
-    test, _ = _split(labels, seed)
+    test, _ = _split(seed)
     return images[test], labels[test]
 
 
 def partition(index: int, count: int, *, alpha: float, seed: int) -> tuple[Images, Labels]:
     """The images of node `index` of `count`: for each digit, shares drawn from a Dirichlet distribution."""
     images, labels = load()
-    _, rest = _split(labels, seed)
-    mine = _partitions(labels[rest], count, alpha, seed)[index]
-    return images[rest[mine]], labels[rest[mine]]
+    mine = _partitions(count, alpha, seed)[index]
+    return images[mine], labels[mine]
 
 
-def _split(labels: Labels, seed: int) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
-    """Indices of the held-out fifth and of the rest, the same part of every digit."""
+@cache
+def _split(seed: int) -> tuple[Indices, Indices]:
+    """The held-out fifth and the rest, the same part of every digit."""
+    _, labels = load()
     rng = np.random.default_rng([seed, 0])
     test = []
     for digit in range(CLASSES):
@@ -49,19 +51,23 @@ def _split(labels: Labels, seed: int) -> tuple[NDArray[np.intp], NDArray[np.intp
     return chosen, np.setdiff1d(np.arange(len(labels)), chosen)
 
 
-def _partitions(labels: Labels, count: int, alpha: float, seed: int) -> list[NDArray[np.intp]]:
-    """Indices for each node, disjoint and complete."""
+@cache  # a process hosts many nodes
+def _partitions(count: int, alpha: float, seed: int) -> list[Indices]:
+    """The images of each node, disjoint and complete."""
+    _, labels = load()
+    _, rest = _split(seed)
     rng = np.random.default_rng([seed, 1, count])
-    parts: list[list[NDArray[np.intp]]] = [[] for _ in range(count)]
+    parts: list[list[Indices]] = [[] for _ in range(count)]
     for digit in range(CLASSES):
-        members = rng.permutation(np.flatnonzero(labels == digit))
+        members = rng.permutation(np.flatnonzero(labels[rest] == digit))
         cuts = np.round(np.cumsum(rng.dirichlet(np.full(count, alpha)))[:-1] * len(members)).astype(int)
         for part, piece in zip(parts, np.split(members, cuts), strict=True):
             part.append(piece)
-    return _at_least([np.sort(np.concatenate(part)) for part in parts], min(FEWEST, len(labels) // count))
+    enough = _at_least([np.sort(np.concatenate(part)) for part in parts], min(FEWEST, len(rest) // count))
+    return [rest[part] for part in enough]
 
 
-def _at_least(parts: list[NDArray[np.intp]], fewest: int) -> list[NDArray[np.intp]]:
+def _at_least(parts: list[Indices], fewest: int) -> list[Indices]:
     """Let the largest parts give to those that have too little."""
     for index in range(len(parts)):
         while len(parts[index]) < fewest:
