@@ -1,7 +1,14 @@
+-- Has a table analyzed each time it has doubled, not at each tenth more: hot statements go by key whatever the statistics
+-- are, and after each analysis every session plans its statements anew.
+CREATE FUNCTION flq_state.analyze_when_doubled(name text) RETURNS void LANGUAGE plpgsql AS $$
+BEGIN
+    EXECUTE format('ALTER TABLE flq_state.%I SET (autovacuum_analyze_scale_factor = 1,'
+                   ' autovacuum_analyze_threshold = 10000)', name);
+END
+$$;
+
 -- Makes the partitions that are or will soon be written to, and returns the names of the new ones. Attached, not
--- created in place: that locks the parent against other partition work only, not against reads and writes. They are
--- analyzed each time they have doubled, not at each tenth more: hot statements go by key whatever the statistics are, and
--- after each analysis every session plans its statements anew.
+-- created in place: that locks the parent against other partition work only, not against reads and writes.
 CREATE FUNCTION flq_state.make_partitions() RETURNS SETOF text LANGUAGE plpgsql AS $$
 DECLARE
     batches_each CONSTANT bigint := 1000000;
@@ -21,9 +28,8 @@ BEGIN
     LOOP
         CONTINUE WHEN to_regclass(format('flq_state.%I', part.name)) IS NOT NULL;
         EXECUTE format('CREATE TABLE flq_state.%I (LIKE flq_state.%I'
-                       ' INCLUDING DEFAULTS INCLUDING CONSTRAINTS INCLUDING INDEXES)'
-                       ' WITH (autovacuum_analyze_scale_factor = 1, autovacuum_analyze_threshold = 10000)',
-                       part.name, part.parent);
+                       ' INCLUDING DEFAULTS INCLUDING CONSTRAINTS INCLUDING INDEXES)', part.name, part.parent);
+        PERFORM flq_state.analyze_when_doubled(part.name);
         EXECUTE format('ALTER TABLE flq_state.%I ATTACH PARTITION flq_state.%I FOR VALUES FROM (%L) TO (%L)',
                        part.parent, part.name, part.low, part.high);
         RETURN NEXT part.name;

@@ -540,67 +540,41 @@ def upgrade() -> None:
     )
     for table, column in (("object_chunk", "data"), ("bundle", "data")):
         op.execute(f"ALTER TABLE flq_state.{table} ALTER COLUMN {column} SET STORAGE EXTERNAL")
-    for table in WRITTEN_EACH_ROUND:  # as partitions are: see make_partitions
-        op.execute(
-            f"ALTER TABLE flq_state.{table}"
-            " SET (autovacuum_analyze_scale_factor = 1, autovacuum_analyze_threshold = 10000)"
-        )
     op.execute((SQL / "0001_functions.sql").read_text(encoding="utf-8"))
+    for table in WRITTEN_EACH_ROUND:
+        op.execute(f"SELECT flq_state.analyze_when_doubled('{table}')")
     op.execute("SELECT flq_state.make_partitions()")
     op.execute((SQL / "0001_views.sql").read_text(encoding="utf-8"))
 
 
 def downgrade() -> None:
-    """Go back to the one before."""
+    """Go back to the one before. Indexes go with their tables."""
     op.execute("DROP SCHEMA flq CASCADE")
     op.execute("DROP FUNCTION flq_state.make_partitions")
+    op.execute("DROP FUNCTION flq_state.analyze_when_doubled")
     op.execute("DROP FUNCTION flq_state.first_names")
-    op.drop_index(op.f("ix_run_event_run_id_event_id"), table_name="run_event", schema="flq_state")
     op.drop_table("run_event", schema="flq_state")
-    op.drop_index(
-        "ix_run_attempt_open",
-        table_name="run_attempt",
-        schema="flq_state",
-        postgresql_where=sa.text("status <> 'ended'"),
-    )
     op.drop_table("run_attempt", schema="flq_state")
     op.drop_table("round_metric", schema="flq_state")
     op.drop_table("step", schema="flq_state")
     op.drop_table("node_list", schema="flq_state")
     op.drop_table("checkpoint", schema="flq_state")
-    op.drop_index(op.f("ix_batch_run_id_round"), table_name="batch", schema="flq_state")
     op.drop_table("batch", schema="flq_state")
     op.drop_table("artifact", schema="flq_state")
-    op.drop_index(
-        "ix_run_unfinished", table_name="run", schema="flq_state", postgresql_where=sa.text("status <> 'finished'")
-    )
     op.drop_table("run", schema="flq_state")
-    op.drop_index("ix_object_ref_holder", table_name="object_ref", schema="flq_state")
     op.drop_table("object_ref", schema="flq_state")
-    op.drop_index(op.f("ix_node_process_id"), table_name="node", schema="flq_state")
     op.drop_table("node", schema="flq_state")
     op.drop_table("task_message", schema="flq_state")
     op.drop_table("task_attempt", schema="flq_state")
-    op.drop_index(op.f("ix_task_batch_id"), table_name="task", schema="flq_state")
     op.drop_table("task", schema="flq_state")
     op.drop_table("setting", schema="flq_state")
-    op.drop_index(op.f("ix_result_batch_id_xid"), table_name="result", schema="flq_state")
     op.drop_table("result", schema="flq_state")
     op.drop_table("process", schema="flq_state")
-    op.drop_index(op.f("ix_object_upload_touched_at"), table_name="object_upload", schema="flq_state")
     op.drop_table("object_upload", schema="flq_state")
-    op.drop_index(op.f("ix_object_pin_pinned_until"), table_name="object_pin", schema="flq_state")
     op.drop_table("object_pin", schema="flq_state")
     op.drop_table("object_chunk", schema="flq_state")
     op.drop_table("object", schema="flq_state")
-    op.drop_index(
-        "uq_maintenance_run_idle",
-        table_name="maintenance_run",
-        schema="flq_state",
-        postgresql_where=sa.text("done = 0 AND error IS NULL"),
-    )
     op.drop_table("maintenance_run", schema="flq_state")
-    op.drop_index(op.f("ix_log_line_run_id_xid"), table_name="log_line", schema="flq_state")
     op.drop_table("log_line", schema="flq_state")
     op.drop_table("client_state", schema="flq_state")
     op.drop_table("bundle", schema="flq_state")

@@ -54,16 +54,16 @@ def _split(seed: int) -> tuple[Indices, Indices]:
 @cache  # a process hosts many nodes
 def _partitions(count: int, alpha: float, seed: int) -> list[Indices]:
     """The images of each node, disjoint and complete."""
-    _, labels = load()
     _, rest = _split(seed)
+    labels = load()[1][rest]
     rng = np.random.default_rng([seed, 1, count])
     parts: list[list[Indices]] = [[] for _ in range(count)]
     for digit in range(CLASSES):
-        members = rng.permutation(np.flatnonzero(labels[rest] == digit))
+        members = rng.permutation(np.flatnonzero(labels == digit))
         cuts = np.round(np.cumsum(rng.dirichlet(np.full(count, alpha)))[:-1] * len(members)).astype(int)
         for part, piece in zip(parts, np.split(members, cuts), strict=True):
             part.append(piece)
-    enough = _at_least([np.sort(np.concatenate(part)) for part in parts], min(FEWEST, len(rest) // count))
+    enough = _at_least([np.sort(np.concatenate(part)) for part in parts], min(FEWEST, len(labels) // count))
     return [rest[part] for part in enough]
 
 
